@@ -3,60 +3,184 @@ package routing
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"net/netip"
+	"sync"
 )
 
-var errNotYet = errors.New("not yet")
-
-// IPv6 reports whether this network namespace has IPv6. Where it has not, leave
-// Host6 and Stack6 of the Config zero.
-func IPv6() bool { return false }
-
-// Check reports what would make Apply fail, as far as it can be known without
-// changing anything: a live instance (ErrRunning), a taken device name, address,
-// priority or table (ErrTaken), missing permission (os.ErrPermission) or kernel
-// features. Call it before the device is opened. The error is an *Error.
-func Check(ctx context.Context, c Config) error { return errNotYet }
-
-// Clean removes what an instance that was killed left in this network namespace,
-// after resetting the connections it had captured. With nothing to remove it does
-// nothing; with a live instance it returns ErrRunning.
-func Clean(ctx context.Context, log *slog.Logger) error { return errNotYet }
-
 // A Host is a network namespace with a Config applied.
-type Host struct{}
+type Host struct {
+	config  Config
+	table   *Table
+	log     *slog.Logger
+	kernel  *kernel
+	device  int // its index
+	watcher *watcher
+
+	mu sync.Mutex // guards tx
+	tx tx
+}
 
 // Apply makes the kernel capture what c says into the device named c.Interface,
 // which must exist. Leftovers of a killed instance are taken over. On failure
 // everything is undone and the error, an *Error, names the step.
 func Apply(ctx context.Context, c Config, log *slog.Logger) (*Host, error) {
-	return nil, errNotYet
+	return apply(ctx, c, log, nil)
+}
+
+func apply(ctx context.Context, c Config, log *slog.Logger, fail func(what string) error) (*Host, error) {
+	table, err := NewTable(c)
+	if err != nil {
+		return nil, err
+	}
+	k, err := openKernel()
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{config: c, table: table, log: log, kernel: k, tx: tx{fix: fix, fail: fail}}
+	if err := h.start(ctx); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
+}
+
+// start is the order in which things must come to stand. What may not be there
+// without something else comes after it, and so goes before it:
+//
+//	the owned table          it says that we are here
+//	the guard                notes down the sysctls that follow
+//	the link                 addresses, route to S, our routing table
+//	filters, the way out     before anything is forwarded
+//	forwarding
+//	rules                    behind a gate, which is opened last
+//	the way in
+//	leftovers of others      when nothing can fail any more
+func (h *Host) start(ctx context.Context) error {
+	k, c := h.kernel, h.config
+	if err := k.checkApply(c); err != nil {
+		return err
+	}
+	var n *nat
+	err := h.step(ctx, change{
+		what: fmt.Sprintf("create the nftables table %s", ownedTable),
+		do:   func() (err error) { n, err = claimNAT(); return err },
+		undo: func() error { return n.release() },
+	})
+	if err != nil {
+		return err
+	}
+	left, err := k.leftovers()
+	if err != nil {
+		return err
+	}
+	if err := left.repair(ctx, h.log); err != nil {
+		return err
+	}
+	g, err := newGuard()
+	if err != nil {
+		return err
+	}
+	l, err := k.link(c.Interface)
+	if err != nil {
+		return err
+	}
+	h.device = l.Attrs().Index
+	base := left.freeSlot()
+	if err := left.clearSlot(k, base); err != nil {
+		return &Error{What: "remove routing rules of an earlier instance", Err: err, Fix: fix(err)}
+	}
+	p := compile(c, base)
+	sys := &sysctls{note: g.note}
+	fwd := newForwarding(c, sys, n)
+
+	steps := []change{{
+		what: fmt.Sprintf("create the nftables table %s", guardTable),
+		do:   func() error { return g.install(c, p) },
+		undo: func() error {
+			if left.guard { // it was there when we came, and so were the rules that need it
+				return g.install(c, p)
+			}
+			return g.remove()
+		},
+	}}
+	steps = append(steps, k.linkChanges(l, c)...)
+	steps = append(steps, change{
+		what: "add filters and source NAT",
+		do:   func() error { return n.addFilters(c, fwd.perDevice()) },
+	}, change{
+		what: "switch on forwarding",
+		do: func() error {
+			links, err := k.nl.LinkList()
+			if err == nil {
+				err = fwd.start(links)
+			}
+			if err != nil {
+				return errors.Join(err, sys.restore())
+			}
+			return nil
+		},
+		undo: sys.restore,
+	}, change{
+		what: "watch the devices",
+		do:   func() (err error) { h.watcher, err = startWatcher(k, c.Interface, fwd, h.log); return err },
+		undo: func() error { return h.watcher.close() },
+	})
+	steps = append(steps, k.ruleChanges(p, base)...)
+	if len(p.inbound) > 0 {
+		steps = append(steps, change{
+			what: "redirect inbound connections",
+			do:   func() error { return n.addInbound(c, p.inbound) },
+			undo: n.removeInbound,
+		})
+	}
+	for _, s := range steps {
+		if err := h.step(ctx, s); err != nil {
+			return err
+		}
+	}
+	if err := left.retire(k, base); err != nil {
+		h.log.Warn("leftover rules remain", slog.Any("err", err))
+	}
+	return nil
+}
+
+func (h *Host) step(ctx context.Context, c change) error {
+	if err := ctx.Err(); err != nil {
+		return &Error{What: c.what, Err: context.Cause(ctx)}
+	}
+	h.log.Debug("apply", slog.String("step", c.what))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tx.apply(c)
+}
+
+// ruleChanges add the rules of p behind a closed gate, landing rule first, and open
+// it: whatever part of the rules stands in between, nothing is captured by it.
+func (k *kernel) ruleChanges(p program, base int) []change {
+	var land, gates, rest, open []change
+	for _, r := range p.rules {
+		if r.priority != base+landPriority {
+			rest = append(rest, k.ruleChange(r))
+			continue
+		}
+		gate := fibRule{version: r.version, priority: base + gatePriority, action: actionGoto, target: r.priority}
+		land = append(land, k.ruleChange(r))
+		gates = append(gates, k.ruleChange(gate))
+		open = append(open, k.openGate(gate))
+	}
+	return append(append(append(land, gates...), rest...), open...)
 }
 
 // Close undoes everything, newest first, and returns when the goroutines of h have
 // ended. It goes on after an error and returns them joined. It may be called twice.
-func (h *Host) Close() error { return errNotYet }
-
-// Existing lists the connections that are captured now but were not when they
-// began, those of local sockets and those routed through this host. Ask between
-// Apply and the first read from the device; see the package comment.
-func (h *Host) Existing(ctx context.Context) ([]Flow, error) { return nil, errNotYet }
-
-// ResetCaptured aborts every local socket whose connection goes through the device,
-// so that none of them is left to go on in clear once the rules are gone.
-func (h *Host) ResetCaptured(ctx context.Context) error { return errNotYet }
-
-// WireMTU is the MTU in bytes of the way from S to dst: of the route if it has one,
-// else of the link; if there is no route, the smallest of all uplinks.
-func (h *Host) WireMTU(dst netip.Addr) uint32 { return 1500 }
-
-// Listening reports whether a connection from client to H at port would find a
-// listening socket. It is the kernel's own lookup.
-func (h *Host) Listening(port uint16, client netip.AddrPort) (bool, error) { return false, errNotYet }
-
-// OriginalDst tells what remote dialled to reach stack, an address and port of S. The
-// error is fs.ErrNotExist if the kernel does not know the connection.
-func (h *Host) OriginalDst(remote, stack netip.AddrPort) (netip.AddrPort, error) {
-	return netip.AddrPort{}, errNotYet
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel == nil {
+		return nil
+	}
+	err := h.tx.rollback()
+	h.kernel.close()
+	h.kernel = nil
+	return err
 }

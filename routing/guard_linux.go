@@ -1,0 +1,149 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+)
+
+// guardTable is our nftables table without owner. It outlives a crash, and then sees
+// to it that what went through the device goes nowhere else.
+const guardTable = "tcpcrypt_guard"
+
+// notesChain is in no hook. Its rules do nothing; their comments are the sysctls that
+// were changed, so that a later start can restore them without a file.
+const notesChain = "sysctls"
+
+var guardTableRef = nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
+
+// guardChains mark each connection whose first segment goes into the device, and
+// refuse a segment of such a connection that would go anywhere else. Of the same
+// kind is what comes for S when there is no S any more. Then there is the other
+// direction: answers of connections that others have opened to this host, or
+// through it. They match an outbound rule when the client's port does, but they were
+// not captured on the way in and must not be on the way back.
+func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain {
+	opened := nftChain{name: "opened", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: mangle}
+	opened.rules = []nftRule{rule("captured", oif(c.Interface), firstSYN(), setCtMark())}
+
+	output := nftChain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: filter}
+	// The reset itself goes through lo.
+	output.rules = []nftRule{rule("captured: the device or nowhere", notOif(c.Interface, "lo"), ctMarked(), rejectReset())}
+
+	forward := nftChain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
+	forward.rules = []nftRule{rule("captured: the device or nowhere", notIif(c.Interface), notOif(c.Interface), ctMarked(), rejectReset())}
+
+	answers := nftChain{name: "answers", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, priority: mangle}
+	back := []term{oif(c.Interface), ctReply()}
+	if closed != nil {
+		back = append(back, sportNotIn(closed))
+	} else {
+		back = append(back, tcp())
+	}
+	for _, v := range []int{4, 6} {
+		if f := c.family(v); f.on() {
+			answers.rules = append(answers.rules, rule("opened by the other end",
+				append(back[:len(back):len(back)], address(f.host, true, expr.CmpOpNeq), setMark())...))
+			forward.rules = append(forward.rules, rule("nobody there", notOif(c.Interface), daddr(f.stack), rejectReset()))
+		}
+	}
+	chains := []nftChain{opened, output, forward, answers}
+	if captured != nil {
+		routed := nftChain{name: "routed_answers", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
+		routed.rules = []nftRule{rule("opened by the other end", notIif(c.Interface, "lo"), ctReply(), dportIn(captured), setMark())}
+		chains = append(chains, routed)
+	}
+	return append(chains, nftChain{name: notesChain})
+}
+
+// outboundPorts are all ports that some outbound rule captures.
+func outboundPorts(c Config) []PortRange {
+	var all []PortRange
+	for _, o := range c.Outbound {
+		if o.Policy != Bypass {
+			all = append(all, o.ports()...)
+		}
+	}
+	return merge(all)
+}
+
+// A guard is the guard table in the kernel.
+type guard struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+}
+
+func newGuard() (*guard, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	t := guardTableRef
+	return &guard{conn, &t}, nil
+}
+
+// install makes the table, in place of an older one if there is one, as one batch.
+func (g *guard) install(c Config, p program) error {
+	_, found, err := findTable(guardTable)
+	if err != nil {
+		return err
+	}
+	if found {
+		g.conn.DelTable(g.table)
+	}
+	g.conn.AddTable(g.table)
+	var captured, closed *nftables.Set
+	if ports := outboundPorts(c); len(ports) > 0 {
+		captured, err = portSet(g.conn, g.table, "captured_ports", ports)
+	}
+	if len(p.inboundClosed) > 0 {
+		closed, err = portSet(g.conn, g.table, "require_ports", p.inboundClosed)
+	}
+	if err != nil {
+		return err
+	}
+	for _, chain := range guardChains(c, p, captured, closed) {
+		chain.add(g.conn, g.table)
+	}
+	return g.conn.Flush()
+}
+
+// remove takes a missing table as removed.
+func (g *guard) remove() error {
+	_, found, err := findTable(guardTable)
+	if err != nil || !found {
+		return err
+	}
+	g.conn.DelTable(g.table)
+	return g.conn.Flush()
+}
+
+// note writes s down before it is made.
+func (g *guard) note(s setting) error {
+	r := nftRule{comment: fmt.Sprintf("%s=%s->%s", s.path, s.old, s.new), terms: []term{goBack()}}
+	r.add(g.conn, &nftables.Chain{Name: notesChain, Table: g.table})
+	return g.conn.Flush()
+}
+
+// notes reads what note has written, oldest first.
+func (g *guard) notes() ([]setting, error) {
+	rules, err := g.conn.GetRules(g.table, &nftables.Chain{Name: notesChain, Table: g.table})
+	if err != nil {
+		return nil, err
+	}
+	var all []setting
+	for _, r := range rules {
+		comment := strings.TrimRight(string(userdata.Get(r.UserData, userdata.TypeComment)), "\x00")
+		path, values, ok1 := strings.Cut(comment, "=")
+		old, now, ok2 := strings.Cut(values, "->")
+		if !ok1 || !ok2 || !strings.HasPrefix(path, "net/") || strings.Contains(path, "..") {
+			return nil, errors.New("unreadable note " + comment)
+		}
+		all = append(all, setting{sysctlPath(path), old, now})
+	}
+	return all, nil
+}

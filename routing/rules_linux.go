@@ -1,0 +1,123 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+func afOf(version int) int {
+	if version == 4 {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// netlinkRule is r as a message.
+func (r fibRule) netlinkRule() *netlink.Rule {
+	n := netlink.NewRule()
+	n.Family, n.Priority, n.Protocol = afOf(r.version), r.priority, protocol
+	n.IifName = r.iif
+	n.Src, n.Dst = ipNet(r.from), ipNet(r.to)
+	if r.tcp {
+		n.IPProto = unix.IPPROTO_TCP
+	}
+	if r.sport != (PortRange{}) {
+		n.Sport = netlink.NewRulePortRange(r.sport.First, r.sport.Last)
+	}
+	if r.dport != (PortRange{}) {
+		n.Dport = netlink.NewRulePortRange(r.dport.First, r.dport.Last)
+	}
+	if r.marked {
+		m := uint32(mark)
+		n.Mark, n.Mask = mark, &m
+	}
+	switch r.action {
+	case actionNop:
+		n.Type = nl.FR_ACT_NOP
+	case actionLookup:
+		n.Table, n.Type = tableID, nl.FR_ACT_TO_TBL
+	case actionGoto:
+		n.Goto = r.target
+	case actionUnreachable:
+		n.Type = nl.FR_ACT_UNREACHABLE
+	}
+	return n
+}
+
+// ipNet is nil for no prefix and for one that covers everything: the kernel lists
+// such a selector as absent.
+func ipNet(p netip.Prefix) *net.IPNet {
+	if !p.IsValid() || p.Bits() == 0 {
+		return nil
+	}
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func (k *kernel) addRule(r fibRule) error { return k.nl.RuleAdd(r.netlinkRule()) }
+
+// removeRule takes a missing rule as removed.
+func (k *kernel) removeRule(r fibRule) error {
+	if err := k.nl.RuleDel(r.netlinkRule()); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// ruleChange is one rule as a step.
+func (k *kernel) ruleChange(r fibRule) change {
+	return change{
+		what: fmt.Sprintf("add the IPv%d routing rule %q", r.version, r),
+		do:   func() error { return k.addRule(r) },
+		undo: func() error { return k.removeRule(r) },
+	}
+}
+
+// openGate is the step that switches capture on, all rules of a family at once.
+func (k *kernel) openGate(gate fibRule) change {
+	return change{
+		what: fmt.Sprintf("switch on capture of IPv%d", gate.version),
+		do:   func() error { return k.removeRule(gate) },
+		undo: func() error {
+			if err := k.addRule(gate); err != nil && !errors.Is(err, unix.EEXIST) {
+				return err
+			}
+			return nil
+		},
+	}
+}
+
+// rules lists all FIB rules of both families.
+func (k *kernel) rules() ([]netlink.Rule, error) {
+	var all []netlink.Rule
+	for _, v := range k.versions() {
+		rs, err := retryDump(func() ([]netlink.Rule, error) { return k.nl.RuleList(afOf(v)) })
+		if err != nil {
+			return nil, &Error{What: fmt.Sprintf("list the IPv%d routing rules", v), Err: err, Fix: fix(err)}
+		}
+		all = append(all, rs...)
+	}
+	return all, nil
+}
+
+// retryDump repeats a netlink dump that a concurrent change has interrupted.
+func retryDump[T any](dump func() ([]T, error)) (r []T, err error) {
+	for range 10 {
+		if r, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return r, err
+		}
+	}
+	return r, err
+}
+
+func inSlot(priority, base int) bool { return base <= priority && priority < base+slotSize }
+
+// ours reports whether n is a rule that this program has made.
+func ours(n netlink.Rule) bool {
+	return n.Protocol == protocol && (inSlot(n.Priority, slot0) || inSlot(n.Priority, slot1))
+}
