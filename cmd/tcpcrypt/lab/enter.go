@@ -149,9 +149,13 @@ func runInit(args []string) (int, error) {
 
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, passedOn...)
+	env := append(withoutStage(os.Environ()), stageVar+"="+stageInside)
+	if foreground := os.Getenv(terminalVar); foreground != "" {
+		env = append(env, terminalVar+"="+foreground)
+	}
 	inside, err := os.StartProcess("/proc/self/exe", append([]string{os.Args[0]}, args...), &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
-		Env:   append(os.Environ(), stageVar+"="+stageInside), // the last of two wins
+		Env:   env,
 	})
 	if err != nil {
 		return 0, err

@@ -66,7 +66,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	l := &Lab{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.Close())
+			_ = l.Close() // what fails now is for the most part a consequence
 		}
 	}()
 
@@ -96,6 +96,11 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 		}
 		l.captures = append(l.captures, c)
 	}
+	for _, h := range l.hosts {
+		if err := h.link.awaitUp(ctx, l.router, h.space); err != nil {
+			return nil, &Error{What: "bring up the link of host " + h.Name(), Err: err}
+		}
+	}
 	if err := l.startDaemons(ctx, o.Program); err != nil {
 		return nil, err
 	}
@@ -120,7 +125,7 @@ func (o *Options) check() error {
 		daemons = daemons || !h.Plain
 	}
 	if daemons {
-		if err := checkTUN(tunDevice); err != nil {
+		if err := CheckTUN(); err != nil {
 			return err
 		}
 	}

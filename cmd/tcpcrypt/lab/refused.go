@@ -96,8 +96,10 @@ func namespacesRefused(err error, k kernel) error {
 // tunDevice is where the daemon finds the kernel's TUN driver.
 const tunDevice = "/dev/net/tun"
 
-// checkTUN opens the TUN device once, so that a lab that needs it fails before it
-// has started anything, in words that say what to do.
+// CheckTUN opens the TUN device once, so that a lab that needs it fails before it has
+// started anything, in words that say what to do. The error is an *Error.
+func CheckTUN() error { return checkTUN(tunDevice) }
+
 func checkTUN(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err == nil {
@@ -119,7 +121,8 @@ func checkTUN(path string) error {
 		if info, err := os.Stat(path); err == nil {
 			mode = fmt.Sprintf(" (its mode is %04o)", info.Mode().Perm())
 		}
-		if u, err := user.Current(); err == nil {
+		// Inside, everybody is root.
+		if u, err := user.Current(); err == nil && !Inside() {
 			who = u.Username
 		}
 		e.What = fmt.Sprintf("open %s as %s%s, which every host but a plain one needs", path, who, mode)

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"time"
 
@@ -33,7 +34,7 @@ func (h *Host) Serve(ctx context.Context, command string) (*Server, error) {
 		return nil, err
 	}
 	cmd := h.Command(context.Background(), "sh", "-c", command)
-	p, err := h.start("server "+command+" on host "+h.Name(), cmd, newOutput(h.Name(), h.log))
+	p, err := h.start(fmt.Sprintf("server %q on host %s", command, h.Name()), cmd, newOutput(h.Name(), h.log))
 	if err != nil {
 		return nil, err
 	}

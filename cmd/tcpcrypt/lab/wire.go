@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -154,6 +156,51 @@ func bringUp(h *netlink.Handle, name string, addrs [2]netip.Addr, subnets [2]net
 		}
 		if err := h.AddrAdd(dev, a); err != nil {
 			return fmt.Errorf("address %v on %s: %w", addr, name, err)
+		}
+	}
+	return nil
+}
+
+const (
+	linkLimit     = 5 * time.Second
+	linkPollFirst = time.Millisecond
+	linkPollMost  = 50 * time.Millisecond
+)
+
+// awaitUp returns when both ends of the link send: until the kernel's link watcher has
+// come by, packets are dropped, and a lost first SYN costs a second.
+func (l link) awaitUp(ctx context.Context, router, host *space) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, linkLimit, fmt.Errorf("not up after %v", linkLimit))
+	defer cancel()
+	for _, end := range []struct {
+		space *space
+		name  string
+	}{{router, l.router}, {host, hostInterface}} {
+		for pause := linkPollFirst; ; pause = min(2*pause, linkPollMost) {
+			var state netlink.LinkOperState
+			err := end.space.do(func() error {
+				h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+				if err != nil {
+					return err
+				}
+				defer h.Close()
+				dev, err := h.LinkByName(end.name)
+				if err == nil {
+					state = dev.Attrs().OperState
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if state == netlink.OperUp {
+				break
+			}
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return fmt.Errorf("%s: %w", end.name, context.Cause(ctx))
+			}
 		}
 	}
 	return nil

@@ -1,0 +1,140 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Conn is what a daemon tells of a connection.
+type Conn struct {
+	ID            uint64  `json:"id"`
+	Direction     string  `json:"direction"`
+	Local         string  `json:"local"`
+	Remote        string  `json:"remote"`
+	State         string  `json:"state"`
+	Encrypted     bool    `json:"encrypted"`
+	Reason        *string `json:"reason"`
+	Role          *string `json:"role"`
+	TEP           *string `json:"tep"`
+	AEAD          *string `json:"aead"`
+	SessionID     *string `json:"session_id"`
+	Resumed       bool    `json:"resumed"`
+	BytesSent     uint64  `json:"bytes_sent"`
+	BytesReceived uint64  `json:"bytes_received"`
+}
+
+// Conns asks the host's daemon for its connections, with closed those of the last
+// minute too.
+func (h *Host) Conns(ctx context.Context, closed bool) ([]Conn, error) {
+	args := []string{"conns", "--json", "--socket", socketPath}
+	if closed {
+		args = append(args, "--closed")
+	}
+	out, err := h.Command(ctx, h.daemon.cmd.Path, args...).Output()
+	if err != nil {
+		return nil, fmt.Errorf("connections of host %s: %w", h.Name(), err)
+	}
+	var conns []Conn
+	err = json.Unmarshal(out, &conns)
+	return conns, err
+}
+
+const (
+	// recordEvery is well below the minute for which a daemon remembers a closed connection.
+	recordEvery = 15 * time.Second
+	recordMost  = 100_000 // connections kept in all; a report of more is of no use to anybody
+	askLimit    = 10 * time.Second
+)
+
+// An end is one daemon's view of a connection.
+type end struct {
+	Host string `json:"host"`
+	Conn
+}
+
+// A recorder collects the connections of all daemons, those too that a daemon has
+// forgotten by the time the lab ends.
+type recorder struct {
+	lab    *Lab
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	err    error // of the goroutine; read after wg
+
+	ends map[string]map[uint64]Conn // by host and id; the goroutine's until it has ended
+	n    int
+}
+
+func newRecorder(l *Lab) *recorder {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &recorder{lab: l, cancel: cancel, ends: make(map[string]map[uint64]Conn)}
+	r.wg.Go(func() {
+		tick := time.NewTicker(recordEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				r.err = r.ask(ctx)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return r
+}
+
+// close stops the recorder.
+func (r *recorder) close() {
+	r.cancel()
+	r.wg.Wait()
+}
+
+// finish stops the recorder, asks a last time and returns everything joined.
+func (r *recorder) finish() ([]Connection, error) {
+	r.close()
+	err := r.ask(context.Background())
+	var ends []end
+	for _, h := range r.lab.hosts {
+		for _, c := range r.ends[h.Name()] {
+			ends = append(ends, end{Host: h.Name(), Conn: c})
+		}
+	}
+	return join(r.lab.hosts, ends), err
+}
+
+// ask takes the present state of all daemons. One that has ended is left out: its end
+// is told elsewhere.
+func (r *recorder) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	var errs []error
+	for _, h := range r.lab.hosts {
+		if h.daemon == nil {
+			continue
+		}
+		conns, err := h.Conns(ctx, true)
+		if err != nil {
+			select {
+			case <-h.daemon.done:
+			default:
+				errs = append(errs, err)
+			}
+			continue
+		}
+		if r.ends[h.Name()] == nil {
+			r.ends[h.Name()] = make(map[uint64]Conn)
+		}
+		for _, c := range conns {
+			if _, known := r.ends[h.Name()][c.ID]; !known && r.n == recordMost {
+				continue
+			} else if !known {
+				r.n++
+			}
+			r.ends[h.Name()][c.ID] = c
+		}
+	}
+	return errors.Join(errs...)
+}
