@@ -1,0 +1,92 @@
+package tcp
+
+import (
+	"time"
+
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// serviceDelay is how long the application has to read what has arrived, before the
+// endpoint looks itself whether the peer is owed an answer.
+const serviceDelay = 20 * time.Millisecond
+
+// serviceRecords is how many records without data the service opens before it lets
+// others run: a peer may send them without end.
+const serviceRecords = 64
+
+// arm starts the service if an event may concern it. It may be called under the lock
+// of TCP.
+func (s *SecureEndpoint) arm(mask waiter.EventMask) {
+	switch {
+	case s.lingering.Load():
+		s.startService(0)
+	case mask&waiter.WritableEvents != 0 && s.codec.Owed() > 0:
+		s.startService(0)
+	case mask&waiter.ReadableEvents != 0:
+		s.startService(serviceDelay)
+	}
+}
+
+func (s *SecureEndpoint) startService(delay time.Duration) {
+	if s.serviceArmed.Swap(true) {
+		return
+	}
+	s.serviceSeen.Store(s.in.taken.Load())
+	s.serviceMu.Lock()
+	defer s.serviceMu.Unlock()
+	switch {
+	case s.serviceOver:
+	case s.serviceTimer == nil:
+		s.serviceTimer = s.inner.stack.Clock().AfterFunc(delay, s.serve)
+	default:
+		s.serviceTimer.Reset(delay)
+	}
+}
+
+// serve does what must be done though the application does not read or write. It
+// opens the next record if no plaintext waits, so that what the peer is owed becomes
+// known, and sends it.
+func (s *SecureEndpoint) serve() {
+	s.serviceArmed.Store(false)
+	if !s.x.is(modeEncrypted) {
+		return
+	}
+	switch {
+	case s.lingering.Load():
+		s.serveLingering()
+	case s.in.taken.Load() == s.serviceSeen.Load():
+		s.openAhead()
+	case s.inner.receiveBufferUsed() > 0:
+		s.startService(serviceDelay) // somebody reads, but not all of it yet
+	}
+	s.payOwed()
+}
+
+// openAhead opens records up to the next one with data, if no data waits and nobody
+// reads.
+func (s *SecureEndpoint) openAhead() {
+	in := &s.in
+	if !in.mu.TryLock() {
+		return
+	}
+	news, more := false, false
+	if len(in.plain) == 0 && !in.last && !s.dead && s.x.failure.Load() == nil {
+		more = true
+		for range serviceRecords {
+			err := s.nextRecord()
+			news = len(in.plain) > 0 || in.last || err != nil && !wouldBlock(err)
+			if news || err != nil {
+				more = false
+				break
+			}
+		}
+		s.releaseInbound()
+	}
+	in.mu.Unlock()
+	if news {
+		s.user.Notify(waiter.ReadableEvents)
+	}
+	if more {
+		s.startService(0)
+	}
+}
