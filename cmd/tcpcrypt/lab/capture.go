@@ -45,7 +45,8 @@ const markerType = 0x88b5
 
 // startCapture captures the link of a host, as the router sees it, from now on.
 func startCapture(router *space, h *Host, path string) (*capture, error) {
-	file, err := os.Create(path)
+	// Written to only, so that a FIFO somebody reads from will do as well.
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return nil, err
 	}

@@ -10,8 +10,8 @@ import (
 type Connection struct {
 	Client string `json:"client"`           // host that opened it
 	Server string `json:"server"`           // host it was opened to; "" if there is none of that address
-	Opened *end   `json:"opened"`           // the client's view; null if the client runs no daemon
-	Taken  *end   `json:"taken"`            // the server's; null if it runs none, or the SYN never came
+	Opened *End   `json:"opened"`           // the client's view; null if the client runs no daemon
+	Taken  *End   `json:"taken"`            // the server's; null if it runs none, or the SYN never came
 	SameID *bool  `json:"same_session_ids"` // null unless both ends are encrypted
 }
 
@@ -20,19 +20,19 @@ type Connection struct {
 // by source port and byte counts, since a daemon's own source port need not be the
 // application's: so a connection in clear is shown with both ends' reasons, and one
 // whose session ids differ, with somebody in the middle, is shown as such.
-func join(hosts []*Host, ends []end) []Connection {
+func join(hosts []*Host, ends []End) []Connection {
 	names := make(map[netip.Addr]string)
 	order := make(map[string]int)
 	for i, h := range hosts {
 		names[h.Addr4()], names[h.Addr6()] = h.Name(), h.Name()
 		order[h.Name()] = i
 	}
-	slices.SortFunc(ends, func(a, b end) int {
+	slices.SortFunc(ends, func(a, b End) int {
 		return cmp.Or(cmp.Compare(order[a.Host], order[b.Host]), cmp.Compare(a.ID, b.ID))
 	})
 
-	byID := make(map[string]*end)
-	var taken []*end
+	byID := make(map[string]*End)
+	var taken []*End
 	for i := range ends {
 		if e := &ends[i]; e.Direction == "inbound" {
 			taken = append(taken, e)
@@ -41,7 +41,7 @@ func join(hosts []*Host, ends []end) []Connection {
 			}
 		}
 	}
-	matched := make(map[*end]bool)
+	matched := make(map[*End]bool)
 	var all []Connection
 	for i := range ends {
 		e := &ends[i]
@@ -55,7 +55,7 @@ func join(hosts []*Host, ends []end) []Connection {
 		}
 		all = append(all, c)
 	}
-	for _, score := range []func(o, t *end) bool{samePort, sameBytes, sameAddresses} {
+	for _, score := range []func(o, t *End) bool{samePort, sameBytes, sameAddresses} {
 		for i := range all {
 			c := &all[i]
 			if c.Taken != nil {
@@ -83,13 +83,13 @@ func join(hosts []*Host, ends []end) []Connection {
 	return all
 }
 
-func sameAddresses(o, t *end) bool {
+func sameAddresses(o, t *End) bool {
 	return o.Remote == t.Local && address(o.Local) == address(t.Remote) && o.Encrypted == t.Encrypted
 }
 
-func samePort(o, t *end) bool { return o.Local == t.Remote }
+func samePort(o, t *End) bool { return o.Local == t.Remote }
 
-func sameBytes(o, t *end) bool {
+func sameBytes(o, t *End) bool {
 	return o.BytesSent == t.BytesReceived && o.BytesReceived == t.BytesSent
 }
 

@@ -50,8 +50,8 @@ const (
 	askLimit    = 10 * time.Second
 )
 
-// An end is one daemon's view of a connection.
-type end struct {
+// An End is one daemon's view of a connection.
+type End struct {
 	Host string `json:"host"`
 	Conn
 }
@@ -96,10 +96,10 @@ func (r *recorder) close() {
 func (r *recorder) finish() ([]Connection, error) {
 	r.close()
 	err := r.ask(context.Background())
-	var ends []end
+	var ends []End
 	for _, h := range r.lab.hosts {
 		for _, c := range r.ends[h.Name()] {
-			ends = append(ends, end{Host: h.Name(), Conn: c})
+			ends = append(ends, End{Host: h.Name(), Conn: c})
 		}
 	}
 	return join(r.lab.hosts, ends), err

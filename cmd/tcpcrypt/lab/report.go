@@ -53,14 +53,13 @@ func (r *Report) write(w io.Writer, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(w).Encode(r)
 	}
-	var b strings.Builder
-	r.table(&b)
-	_, err := io.WriteString(w, b.String())
+	_, err := io.WriteString(w, r.Table())
 	return err
 }
 
-// table writes the report for people.
-func (r *Report) table(b *strings.Builder) {
+// Table is the report for people.
+func (r *Report) Table() string {
+	b := &strings.Builder{}
 	daemons := 0
 	for _, h := range r.Hosts {
 		if !h.Plain {
@@ -91,6 +90,7 @@ func (r *Report) table(b *strings.Builder) {
 		}
 		b.WriteString("\n")
 	}
+	return b.String()
 }
 
 // row is a connection's line of the table.
