@@ -196,17 +196,14 @@ func (s *SecureEndpoint) take(p []byte) (int, tcpip.Error) {
 func (s *SecureEndpoint) roomForRecord(headerLen int) []byte {
 	in := &s.in
 	need := min(in.want, in.n+max(s.inner.receiveBufferUsed()+len(in.prefix), 1))
-	if in.buf != nil && len(in.buf.b) >= need && in.n < len(in.buf.b) {
-		return in.buf.b
+	if old := in.buf; old == nil || len(old.b) < need {
+		in.buf = getRecordBuffer(need)
+		if old != nil {
+			copy(in.buf.b, old.b[:min(in.n, len(old.b))])
+			old.put()
+		}
 	}
-	old := in.buf
-	in.buf = getRecordBuffer(max(need, headerLen))
-	if old == nil {
-		copy(in.buf.b, in.header[:headerLen])
-	} else {
-		copy(in.buf.b, old.b[:in.n])
-		old.put()
-	}
+	copy(in.buf.b, in.header[:headerLen])
 	return in.buf.b
 }
 

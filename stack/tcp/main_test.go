@@ -1,0 +1,22 @@
+package tcp_test
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+	"gvisor.dev/gvisor/pkg/refs"
+)
+
+// TestMain checks at the end that no goroutine and no packet was left behind.
+func TestMain(m *testing.M) {
+	refs.SetLeakMode(refs.LeaksPanic)
+	code := m.Run()
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	refs.DoLeakCheck()
+	os.Exit(code)
+}
