@@ -3,9 +3,15 @@
 package routing
 
 import (
+	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"golang.org/x/sys/unix"
 )
 
 func prefixes(s ...string) (ps []netip.Prefix) {
@@ -95,26 +101,74 @@ func at(addr string, port uint16) string {
 	return netip.AddrPortFrom(netip.MustParseAddr(addr), port).String()
 }
 
+// answer is the far end's SYN-ACK to a SYN, written into the host.
+func (s *scene) answer(syn gopacket.Packet) {
+	src, dst := endsOf(syn)
+	s.tun.send(dst.String(), src.String(), "S.", 1000, tcpOf(syn).Seq+1, "")
+}
+
+// accept takes one connection and gives the address that its service sees.
+func accept(t *testing.T, l net.Listener) netip.AddrPort {
+	t.Helper()
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatalf("accept: %v", err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+}
+
 func TestCapturesWhatTheTableSays(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
 	s := newScene(t)
+	c := testConfig(t)
+	c.Outbound = []Outbound{
+		{To: prefixes("10.1.0.0/24", "fd01::/64"), Ports: ports(t, "7000"), Policy: Bypass},
+		{To: prefixes("10.1.0.0/16", "fd01::/64"), Except: prefixes("10.1.0.3/32", "fd01::3/128"), Ports: ports(t, "80", "6000-65535"), Policy: Require},
+		{To: prefixes("10.1.0.3/32", "fd01::3/128"), Ports: ports(t, "81"), Policy: Opportunistic},
+	}
+	for _, a := range []string{"10.1.0.3/16", "fd01::3/64"} {
+		s.server.run("ip", "addr", "add", a, "dev", "srv0", "nodad")
+	}
 	before := snapshot(t)
-	s.apply(t, testConfig(t))
+	s.apply(t, c)
 	for _, p := range places {
-		// Captured: the program's own address, and nothing on the wire.
-		c := dial(t, nil, "", at(p.server, 80))
-		syn := s.tun.want(p.hostEnd() + " > " + at(p.server, 80) + " <S>")
-		src, _ := endsOf(syn)
-		s.tun.send(at(p.server, 80), src.String(), "S.", 1000, tcpOf(syn).Seq+1, "")
-		if c := <-c; c.err != nil {
-			t.Errorf("connect to captured port: %v", c.err)
-		}
-		// Not captured.
-		l := s.server.listen(at(p.server, 81))
-		if c := <-dial(t, nil, "", l.Addr().String()); c.err != nil {
-			t.Errorf("port 81: %v", c.err)
+		other := strings.TrimSuffix(p.server, "2") + "3"
+		for _, c := range []struct {
+			dst      string
+			captured bool
+		}{
+			{at(p.server, 80), true},
+			{at(p.server, 81), false},
+			{at(p.server, 5999), false},
+			{at(p.server, 6000), true},
+			{at(p.server, 65535), true},
+			{at(p.server, 7000), false},
+			{at(other, 80), false},
+			{at(other, 81), true},
+			{at(other, 6000), false},
+		} {
+			t.Run(c.dst, func(t *testing.T) {
+				l := s.server.listen(c.dst)
+				conn := dial(t, nil, "", c.dst)
+				if c.captured {
+					s.answer(s.tun.want(at(p.host, 0)[:len(at(p.host, 0))-1] + "* > " + c.dst + " <S>"))
+					s.tun.want("* > " + c.dst + " <.>")
+				}
+				if c := <-conn; c.err != nil {
+					t.Errorf("connect: %v", c.err)
+				}
+				if !c.captured {
+					accept(t, l)
+					s.tun.none(c.dst + " is not captured")
+				}
+			})
 		}
 	}
 	s.tun.close()
@@ -124,4 +178,111 @@ func TestCapturesWhatTheTableSays(t *testing.T) {
 	sameAs(t, before)
 }
 
-func (p place) hostEnd() string { return strings.TrimSuffix(at(p.host, 0), "0") + "*" }
+func TestOwnAddressesAreNeverCaptured(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	s := newScene(t)
+	c := testConfig(t)
+	c.Outbound[0].To, c.Outbound[0].Ports = prefixes("0.0.0.0/0", "::/0"), nil
+	s.apply(t, c)
+	for _, addr := range []string{"10.1.0.1", "10.2.0.1", "127.0.0.1", "fd01::1", "fd02::1", "::1", h4, h6} {
+		l, err := net.Listen("tcp", at(addr, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := <-dial(t, nil, "", at(addr, 80)); c.err != nil {
+			t.Errorf("%s: %v", addr, c.err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	s.tun.none("these are the host's own")
+}
+
+func TestOtherProtocolsAreLeftAlone(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	s := newScene(t)
+	c := testConfig(t)
+	c.Outbound[0].Ports = nil
+	c.Outbound[0].Policy = Require
+	s.apply(t, c)
+	for _, p := range places {
+		var far net.PacketConn
+		var err error
+		s.server.do(func() { far, err = net.ListenPacket("udp", at(p.server, 80)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		near, err := net.Dial("udp", at(p.server, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := near.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if err := far.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := far.ReadFrom(make([]byte, 10)); err != nil {
+			t.Errorf("UDP to %s: %v", at(p.server, 80), err)
+		}
+		for _, c := range []net.PacketConn{far} {
+			_ = c.Close()
+		}
+		_ = near.Close()
+		ping(t, p.server)
+	}
+}
+
+// ping fails without an echo. It needs no program and no raw socket.
+func ping(t *testing.T, addr string) {
+	t.Helper()
+	a := netip.MustParseAddr(addr)
+	af, proto, kind := unix.AF_INET, unix.IPPROTO_ICMP, byte(8)
+	if a.Is6() {
+		af, proto, kind = unix.AF_INET6, unix.IPPROTO_ICMPV6, 128
+	}
+	fd, err := unix.Socket(af, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "icmp")
+	defer func() { _ = f.Close() }()
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	msg := []byte{kind, 0, 0, 0, 0, 1, 0, 1}
+	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{}}
+	if a.Is4() {
+		msg[2], msg[3] = 0xf7, 0xfd // checksum of the rest; the kernel makes that of ICMPv6
+		to = &unix.SockaddrInet4{Addr: a.As4()}
+	} else {
+		to = &unix.SockaddrInet6{Addr: a.As16()}
+	}
+	if err := unix.Sendto(fd, msg, 0, to); err != nil {
+		t.Errorf("ping %s: %v", addr, err)
+		return
+	}
+	buf := make([]byte, 200)
+	for {
+		n, from, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			t.Errorf("ping %s: %v", addr, err)
+			return
+		}
+		switch from := from.(type) {
+		case *unix.SockaddrInet4:
+			if n >= 28 && buf[20] == 0 && netip.AddrFrom4(from.Addr) == a {
+				return
+			}
+		case *unix.SockaddrInet6:
+			if n >= 8 && buf[0] == 129 && netip.AddrFrom16(from.Addr) == a {
+				return
+			}
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 // Messages of conntrack, from linux/netfilter/nfnetlink_conntrack.h.
 const (
+	ctNew = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW, the answer too
 	ctGet = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
 
 	ctaTupleOrig  = 1
@@ -48,7 +49,7 @@ func dialConntrack() (*netlink.Conn, error) {
 
 func nfgenmsg(v int) []byte { return []byte{byte(nfFamily(v)), unix.NFNETLINK_V0, 0, 0} }
 
-// appendAttrs encodes the tuple as a nested attribute.
+// encode appends the tuple as a nested attribute.
 func (t tuple) encode(ae *netlink.AttributeEncoder, kind uint16) {
 	src, dst := uint16(1), uint16(2) // CTA_IP_V4_SRC, CTA_IP_V4_DST
 	if !t.src.Addr().Is4() {
@@ -194,8 +195,9 @@ func (h *Host) OriginalDst(remote, stack netip.AddrPort) (netip.AddrPort, error)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
+	// The one answer is marked as one of several. The acknowledgement ends them.
 	answers, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: ctGet, Flags: netlink.Request},
+		Header: netlink.Header{Type: ctGet, Flags: netlink.Request | netlink.Acknowledge},
 		Data:   append(nfgenmsg(version(stack.Addr())), b...),
 	})
 	what := fmt.Sprintf("find what %v dialled", remote)
@@ -206,8 +208,10 @@ func (h *Host) OriginalDst(remote, stack netip.AddrPort) (netip.AddrPort, error)
 		return netip.AddrPort{}, &Error{What: what, Err: err, Fix: fix(err)}
 	}
 	for _, m := range answers {
-		f, ok, err := parseFlow(m.Data)
-		if err == nil && ok {
+		if m.Header.Type != ctNew {
+			continue
+		}
+		if f, ok, err := parseFlow(m.Data); err == nil && ok {
 			return f.orig.dst, nil
 		}
 	}

@@ -41,43 +41,49 @@ func newForwarding(c Config, s *sysctls, n *nat) *forwarding {
 	return f
 }
 
-func (f *forwarding) perDevice() map[int]bool {
-	m := map[int]bool{}
+// perDevice are the IP versions in which devices can be told apart.
+func (f *forwarding) perDevice() (vs []int) {
 	for _, v := range f.on {
-		_, m[v] = f.knob[v]
+		if f.knob[v] != "" {
+			vs = append(vs, v)
+		}
 	}
-	return m
+	return vs
+}
+
+// deviceSettings are the sysctls of our own device, with which they go. They are made
+// before it is up.
+func (f *forwarding) deviceSettings() []setting {
+	var all []setting
+	set := func(v int, name, value string) {
+		all = append(all, setting{path: conf(v, f.device, name), new: value})
+	}
+	if sysctlPath("net/ipv6").exists() {
+		set(6, "addr_gen_mode", "1") // no link-local address, no chatter
+	}
+	for _, v := range f.on {
+		switch v {
+		case 4:
+			set(4, "accept_local", "1") // what the stack writes back comes from this host
+			// Strict would drop that again. The larger of this and the one for all devices
+			// counts, and 2 is loose.
+			set(4, "rp_filter", "2")
+		case 6:
+			set(6, "disable_ipv6", "0")
+		}
+		if knob := f.knob[v]; knob != "" {
+			set(v, knob, "1")
+		}
+	}
+	return all
 }
 
 func conf(version int, device, name string) sysctlPath {
 	return sysctlPath(fmt.Sprintf("net/ipv%d/conf/%s/%s", version, device, name))
 }
 
-// deviceSysctls are for our own device, with which they go.
-func (f *forwarding) deviceSysctls() []setting {
-	var all []setting
-	for _, v := range f.on {
-		if knob := f.knob[v]; knob != "" {
-			all = append(all, setting{path: conf(v, f.device, knob), new: "1"})
-		}
-	}
-	if f.knob[4] != "" {
-		all = append(all,
-			// What the stack writes back carries addresses of this host.
-			setting{path: conf(4, f.device, "accept_local"), new: "1"},
-			// Strict would drop it again. The larger of this and the one for all counts.
-			setting{path: conf(4, f.device, "rp_filter"), new: "2"})
-	}
-	return all
-}
-
 // start switches forwarding on, links being all devices.
 func (f *forwarding) start(links []netlink.Link) error {
-	for _, s := range f.deviceSysctls() {
-		if err := s.path.write(s.new); err != nil {
-			return err
-		}
-	}
 	if err := f.update(links); err != nil {
 		return err
 	}
@@ -180,4 +186,43 @@ func (f *forwarding) add(v int, l *netlink.LinkAttrs, knob string) error {
 	}
 	f.closed[d] = true
 	return f.sysctls.set(p, "1")
+}
+
+// letAnswersPass sets what the mark on arriving packets needs to have an effect; see
+// guardChains.
+func letAnswersPass(c Config, k *kernel, s *sysctls) error {
+	if coversClients(c) {
+		if err := s.set("net/ipv4/tcp_fwmark_accept", "1"); err != nil {
+			return err
+		}
+	}
+	if !c.family(4).on() || len(outboundPorts(c)) == 0 {
+		return nil
+	}
+	links, err := k.nl.LinkList()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		name := l.Attrs().Name
+		strict, err := strictFilter(name)
+		if err == nil && strict && l.Attrs().RawFlags&unix.IFF_LOOPBACK == 0 && name != c.Interface {
+			err = s.set(conf(4, name, "src_valid_mark"), "1")
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// strictFilter reports whether the kernel drops packets that come in by another device
+// than answers to them would leave by.
+func strictFilter(device string) (bool, error) {
+	all, err := conf(4, "all", "rp_filter").read()
+	if err != nil {
+		return false, err
+	}
+	own, err := conf(4, device, "rp_filter").read()
+	return max(all, own) == "1", err
 }

@@ -3,6 +3,7 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -22,10 +23,16 @@ var guardTableRef = nftables.Table{Name: guardTable, Family: nftables.TableFamil
 
 // guardChains mark each connection whose first segment goes into the device, and
 // refuse a segment of such a connection that would go anywhere else. Of the same
-// kind is what comes for S when there is no S any more. Then there is the other
-// direction: answers of connections that others have opened to this host, or
-// through it. They match an outbound rule when the client's port does, but they were
-// not captured on the way in and must not be on the way back.
+// kind is what comes for S when there is no S any more.
+//
+// Then there is the other direction: answers of connections that others have opened
+// to this host, or through it. They match an outbound rule when the client's port
+// does, but they were not captured on the way in and must not be on the way back.
+// Packets that arrive are marked, and sockets inherit the mark (tcp_fwmark_accept), so
+// that their answers are never captured, not even when there is nothing to capture
+// them and under Require they would have no way at all. Sockets that are older are
+// seen to by the route chain. With strict rp_filter and src_valid_mark the same mark
+// lets answers to what is not captured in.
 func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain {
 	opened := nftChain{name: "opened", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: mangle}
 	opened.rules = []nftRule{rule("captured", oif(c.Interface), firstSYN(), setCtMark())}
@@ -53,11 +60,23 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 	}
 	chains := []nftChain{opened, output, forward, answers}
 	if captured != nil {
+		arriving := nftChain{name: "arriving", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
+		arriving.rules = []nftRule{rule("not captured on the way back", notIif(c.Interface, "lo"), sportIn(captured), toLocal(), setMark())}
+		chains = append(chains, arriving)
 		routed := nftChain{name: "routed_answers", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
 		routed.rules = []nftRule{rule("opened by the other end", notIif(c.Interface, "lo"), ctReply(), dportIn(captured), setMark())}
 		chains = append(chains, routed)
 	}
 	return append(chains, nftChain{name: notesChain})
+}
+
+// firstClientPort is the lowest port that clients are given when they do not ask for
+// one, on any system.
+const firstClientPort = 1024
+
+// coversClients reports whether an outbound rule may match answers to clients.
+func coversClients(c Config) bool {
+	return slices.ContainsFunc(outboundPorts(c), func(r PortRange) bool { return r.Last >= firstClientPort })
 }
 
 // outboundPorts are all ports that some outbound rule captures.

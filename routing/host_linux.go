@@ -15,6 +15,7 @@ type Host struct {
 	log     *slog.Logger
 	kernel  *kernel
 	device  int // its index
+	nat     *nat
 	watcher *watcher
 
 	mu sync.Mutex // guards tx
@@ -60,15 +61,15 @@ func (h *Host) start(ctx context.Context) error {
 	if err := k.checkApply(c); err != nil {
 		return err
 	}
-	var n *nat
 	err := h.step(ctx, change{
 		what: fmt.Sprintf("create the nftables table %s", ownedTable),
-		do:   func() (err error) { n, err = claimNAT(); return err },
-		undo: func() error { return n.release() },
+		do:   func() (err error) { h.nat, err = claimNAT(); return err },
+		undo: func() error { return h.nat.release() },
 	})
 	if err != nil {
 		return err
 	}
+	n := h.nat
 	left, err := k.leftovers()
 	if err != nil {
 		return err
@@ -86,12 +87,9 @@ func (h *Host) start(ctx context.Context) error {
 	}
 	h.device = l.Attrs().Index
 	base := left.freeSlot()
-	if err := left.clearSlot(k, base); err != nil {
-		return &Error{What: "remove routing rules of an earlier instance", Err: err, Fix: fix(err)}
-	}
 	p := compile(c, base)
-	sys := &sysctls{note: g.note}
-	fwd := newForwarding(c, sys, n)
+	sys, fwdSys := &sysctls{note: g.note}, &sysctls{note: g.note}
+	fwd := newForwarding(c, fwdSys, n)
 
 	steps := []change{{
 		what: fmt.Sprintf("create the nftables table %s", guardTable),
@@ -103,8 +101,23 @@ func (h *Host) start(ctx context.Context) error {
 			return g.remove()
 		},
 	}}
+	steps = append(steps, change{
+		what: fmt.Sprintf("set the sysctls of %s", c.Interface),
+		do: func() error {
+			for _, s := range fwd.deviceSettings() {
+				if err := s.path.write(s.new); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	})
 	steps = append(steps, k.linkChanges(l, c)...)
 	steps = append(steps, change{
+		what: "let answers to others pass",
+		do:   func() error { return undoOnError(sys, letAnswersPass(c, k, sys)) },
+		undo: sys.restore,
+	}, change{
 		what: "add filters and source NAT",
 		do:   func() error { return n.addFilters(c, fwd.perDevice()) },
 	}, change{
@@ -114,12 +127,9 @@ func (h *Host) start(ctx context.Context) error {
 			if err == nil {
 				err = fwd.start(links)
 			}
-			if err != nil {
-				return errors.Join(err, sys.restore())
-			}
-			return nil
+			return undoOnError(fwdSys, err)
 		},
-		undo: sys.restore,
+		undo: fwdSys.restore,
 	}, change{
 		what: "watch the devices",
 		do:   func() (err error) { h.watcher, err = startWatcher(k, c.Interface, fwd, h.log); return err },
@@ -138,7 +148,7 @@ func (h *Host) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := left.retire(k, base); err != nil {
+	if err := k.retire(base); err != nil {
 		h.log.Warn("leftover rules remain", slog.Any("err", err))
 	}
 	return nil
@@ -154,23 +164,6 @@ func (h *Host) step(ctx context.Context, c change) error {
 	return h.tx.apply(c)
 }
 
-// ruleChanges add the rules of p behind a closed gate, landing rule first, and open
-// it: whatever part of the rules stands in between, nothing is captured by it.
-func (k *kernel) ruleChanges(p program, base int) []change {
-	var land, gates, rest, open []change
-	for _, r := range p.rules {
-		if r.priority != base+landPriority {
-			rest = append(rest, k.ruleChange(r))
-			continue
-		}
-		gate := fibRule{version: r.version, priority: base + gatePriority, action: actionGoto, target: r.priority}
-		land = append(land, k.ruleChange(r))
-		gates = append(gates, k.ruleChange(gate))
-		open = append(open, k.openGate(gate))
-	}
-	return append(append(append(land, gates...), rest...), open...)
-}
-
 // Close undoes everything, newest first, and returns when the goroutines of h have
 // ended. It goes on after an error and returns them joined. It may be called twice.
 func (h *Host) Close() error {
@@ -183,4 +176,12 @@ func (h *Host) Close() error {
 	h.kernel.close()
 	h.kernel = nil
 	return err
+}
+
+// undoOnError restores what a failed step has set.
+func undoOnError(s *sysctls, err error) error {
+	if err != nil {
+		return errors.Join(err, s.restore())
+	}
+	return nil
 }

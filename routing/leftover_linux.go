@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // leftovers are what an instance that was killed has left behind.
 type leftovers struct {
-	rules [2][]netlink.Rule // by slot
-	gate  [2]bool           // the slot is switched off
+	rules [2]bool // by slot
+	gate  [2]bool // the slot is switched off
 	guard bool
 }
 
@@ -28,7 +25,7 @@ func (k *kernel) leftovers() (*leftovers, error) {
 	for _, r := range rules {
 		for i, base := range slots {
 			if ours(r) && inSlot(r.Priority, base) {
-				l.rules[i] = append(l.rules[i], r)
+				l.rules[i] = true
 				l.gate[i] = l.gate[i] || r.Priority == base+gatePriority
 			}
 		}
@@ -39,12 +36,12 @@ func (k *kernel) leftovers() (*leftovers, error) {
 	return l, nil
 }
 
-func (l *leftovers) any() bool { return l.guard || len(l.rules[0])+len(l.rules[1]) > 0 }
+func (l *leftovers) any() bool { return l.guard || l.rules[0] || l.rules[1] }
 
 // freeSlot is the slot for new rules. If both hold some, the instance was killed while
 // it replaced one by the other; the one whose gate is closed is then not in use.
 func (l *leftovers) freeSlot() int {
-	if len(l.rules[0]) == 0 || len(l.rules[1]) > 0 && l.gate[0] {
+	if !l.rules[0] || l.rules[1] && l.gate[0] {
 		return slot0
 	}
 	return slot1
@@ -83,34 +80,8 @@ func (l *leftovers) repair(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// clearSlot removes old rules from the slot that a start is about to use.
-func (l *leftovers) clearSlot(k *kernel, base int) error {
-	return k.removeRules(l.rules[(base-slot0)/slotSize])
-}
-
-// retire removes the rules of the other slot.
-func (l *leftovers) retire(k *kernel, used int) error {
-	return k.removeRules(l.rules[1-(used-slot0)/slotSize])
-}
-
-// removeRules takes away capture first and the landing rule last.
-func (k *kernel) removeRules(rules []netlink.Rule) error {
-	var errs error
-	remove := func(capture bool) {
-		for _, r := range rules {
-			offset := (r.Priority - slot0) % slotSize
-			if (offset >= capturePriority && offset < landPriority) != capture {
-				continue
-			}
-			if err := k.nl.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = errors.Join(errs, err)
-			}
-		}
-	}
-	remove(true)
-	remove(false)
-	return errs
-}
+// retire removes the rules of the slot that is not in use.
+func (k *kernel) retire(used int) error { return k.clearSlot(slot0 + slot1 - used) }
 
 // Clean removes what an instance that was killed left in this network namespace,
 // after resetting the connections it had captured. With nothing to remove it does
@@ -131,7 +102,7 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 	if err := l.repair(ctx, log); err != nil {
 		return err
 	}
-	if err := errors.Join(k.removeRules(l.rules[0]), k.removeRules(l.rules[1])); err != nil {
+	if err := errors.Join(k.clearSlot(slot0), k.clearSlot(slot1)); err != nil {
 		return &Error{What: "remove routing rules of an earlier instance", Err: err, Fix: fix(err)}
 	}
 	g, err := newGuard()

@@ -133,13 +133,10 @@ func addChains(conn *nftables.Conn, t *nftables.Table, chains ...nftChain) error
 	return nil
 }
 
-// addFilters makes everything but the way in. perDevice says for which IP versions
+// addFilters makes everything but the way in. perDevice are the IP versions in which
 // devices are told apart.
-func (n *nat) addFilters(c Config, perDevice map[int]bool) error {
-	for v, per := range perDevice {
-		if !per {
-			continue
-		}
+func (n *nat) addFilters(c Config, perDevice []int) error {
+	for _, v := range perDevice {
 		set, err := nameSet(n.conn, n.table, fmt.Sprintf("closed%d", v))
 		if err != nil {
 			return err

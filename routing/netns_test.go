@@ -4,6 +4,7 @@ package routing
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -356,13 +357,15 @@ func (d *tunDevice) want(pattern string) gopacket.Packet {
 	}
 }
 
-// none fails if a packet has come.
+// none fails if a connection has begun to come.
 func (d *tunDevice) none(why string) {
 	d.t.Helper()
 	for {
 		select {
 		case p := <-d.packets:
-			d.t.Errorf("%s, but in the device: %s", why, describe(p))
+			if tcpOf(p).SYN {
+				d.t.Errorf("%s, but in the device: %s", why, describe(p))
+			}
 		default:
 			return
 		}
@@ -452,4 +455,32 @@ func sameAs(t *testing.T, before string) {
 
 func testLog(t *testing.T) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// dialBriefly is for connections that ought not to come about; silence is their end.
+func dialBriefly(t *testing.T, in *netNS, to string) <-chan dialled {
+	t.Helper()
+	ch := make(chan dialled, 1)
+	go in.do(func() {
+		c, err := net.DialTimeout("tcp", to, 300*time.Millisecond)
+		if c != nil {
+			_ = c.Close()
+		}
+		ch <- dialled{c, err}
+	})
+	return ch
+}
+
+// crash leaves the host as the death of the process would: sockets close, nothing is
+// undone.
+func (h *Host) crash() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kernel == nil {
+		return nil
+	}
+	err := errors.Join(h.watcher.close(), h.nat.conn.CloseLasting())
+	h.kernel.close()
+	h.kernel = nil
+	return err
 }

@@ -91,8 +91,11 @@ func (r nftRule) add(conn *nftables.Conn, chain *nftables.Chain) {
 	for _, t := range r.terms {
 		exprs = append(exprs, t.exprs...)
 	}
-	conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs,
-		UserData: userdata.Append(nil, userdata.TypeComment, append([]byte(r.comment), 0))})
+	var data []byte
+	if r.comment != "" {
+		data = userdata.Append(nil, userdata.TypeComment, append([]byte(r.comment), 0))
+	}
+	conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs, UserData: data})
 }
 
 func interfaceName(s string) []byte {
@@ -196,6 +199,7 @@ func firstSYN() term {
 }
 
 func dportIn(set *nftables.Set) term { return portIn("dport", 2, set, false) }
+func sportIn(set *nftables.Set) term { return portIn("sport", 0, set, false) }
 func sportNotIn(set *nftables.Set) term {
 	return portIn("sport", 0, set, true)
 }
@@ -293,9 +297,9 @@ func keepSource(v int) term {
 
 func redirectTo(a netip.Addr) term {
 	v := version(a)
-	return term{fmt.Sprintf("dnat %s to %v", ipWord(v), a), append(ipVersion(v).exprs,
+	return term{fmt.Sprintf("dnat %s to %v", ipWord(v), a), []expr.Any{
 		&expr.Immediate{Register: 1, Data: a.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: nfFamily(v), RegAddrMin: 1})}
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: nfFamily(v), RegAddrMin: 1}}}
 }
 
 // portSet is a named set of port ranges, which must be sorted and merged.
@@ -313,7 +317,7 @@ func portSet(conn *nftables.Conn, t *nftables.Table, name string, ports []PortRa
 
 // nameSet is a named set of device names.
 func nameSet(conn *nftables.Conn, t *nftables.Table, name string) (*nftables.Set, error) {
-	set := &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIFName}
+	set := &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	return set, conn.AddSet(set, nil)
 }
 

@@ -1,10 +1,12 @@
 package routing
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -61,28 +63,47 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 func (k *kernel) addRule(r fibRule) error { return k.nl.RuleAdd(r.netlinkRule()) }
 
-// removeRule takes a missing rule as removed.
-func (k *kernel) removeRule(r fibRule) error {
-	if err := k.nl.RuleDel(r.netlinkRule()); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
+// ruleChanges add the rules of p to the empty slot at base, behind a closed gate, and
+// open it. Whatever part of the rules stands in between, nothing is captured by it.
+//
+// A single rule is not undone: the kernel deletes the first that has what the request
+// names, and one without ports names less than its neighbours. All together are.
+func (k *kernel) ruleChanges(p program, base int) []change {
+	clear := func() error { return k.clearSlot(base) }
+	changes := []change{{what: fmt.Sprintf("use the rule priorities %d to %d", base, base+slotSize-1), do: clear, undo: clear}}
+	add := func(r fibRule) {
+		changes = append(changes, change{
+			what: fmt.Sprintf("add the IPv%d routing rule %q", r.version, r),
+			do:   func() error { return k.addRule(r) },
+		})
 	}
-	return nil
-}
-
-// ruleChange is one rule as a step.
-func (k *kernel) ruleChange(r fibRule) change {
-	return change{
-		what: fmt.Sprintf("add the IPv%d routing rule %q", r.version, r),
-		do:   func() error { return k.addRule(r) },
-		undo: func() error { return k.removeRule(r) },
+	var open []change
+	for _, r := range p.rules {
+		if r.priority == base+landPriority {
+			gate := fibRule{version: r.version, priority: base + gatePriority, action: actionGoto, target: r.priority}
+			add(r)
+			add(gate)
+			open = append(open, k.openGate(gate))
+		}
 	}
+	for _, r := range p.rules {
+		if r.priority != base+landPriority {
+			add(r)
+		}
+	}
+	return append(changes, open...)
 }
 
 // openGate is the step that switches capture on, all rules of a family at once.
 func (k *kernel) openGate(gate fibRule) change {
 	return change{
 		what: fmt.Sprintf("switch on capture of IPv%d", gate.version),
-		do:   func() error { return k.removeRule(gate) },
+		do: func() error {
+			if err := k.nl.RuleDel(gate.netlinkRule()); err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+			return nil
+		},
 		undo: func() error {
 			if err := k.addRule(gate); err != nil && !errors.Is(err, unix.EEXIST) {
 				return err
@@ -120,4 +141,48 @@ func inSlot(priority, base int) bool { return base <= priority && priority < bas
 // ours reports whether n is a rule that this program has made.
 func ours(n netlink.Rule) bool {
 	return n.Protocol == protocol && (inSlot(n.Priority, slot0) || inSlot(n.Priority, slot1))
+}
+
+// clearSlot removes all our rules from a slot: first what captures, last the rule
+// where they land, and again until none is left, since a request may have deleted
+// another rule than it meant.
+func (k *kernel) clearSlot(base int) error {
+	for {
+		all, err := k.rules()
+		if err != nil {
+			return err
+		}
+		var left []netlink.Rule
+		for _, r := range all {
+			if ours(r) && inSlot(r.Priority, base) {
+				left = append(left, r)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		slices.SortStableFunc(left, func(a, b netlink.Rule) int { return cmp.Compare(removalOrder(a, base), removalOrder(b, base)) })
+		deleted := 0
+		for _, r := range left {
+			switch err := k.nl.RuleDel(&r); {
+			case err == nil:
+				deleted++
+			case !errors.Is(err, unix.ENOENT):
+				return err
+			}
+		}
+		if deleted == 0 {
+			return fmt.Errorf("%d routing rules do not go away", len(left))
+		}
+	}
+}
+
+func removalOrder(r netlink.Rule, base int) int {
+	switch offset := r.Priority - base; {
+	case offset >= capturePriority && offset < landPriority:
+		return 0
+	case offset < landPriority && offset != gatePriority:
+		return 1
+	}
+	return 2
 }

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 
 	mdl "github.com/mdlayher/netlink"
@@ -23,6 +22,7 @@ type watcher struct {
 	fwd    *forwarding
 	log    *slog.Logger
 	wg     sync.WaitGroup
+	done   chan struct{} // closed before conn is
 
 	mu       sync.Mutex // guards what follows
 	mtu      map[int]uint32
@@ -37,7 +37,7 @@ func startWatcher(k *kernel, device string, fwd *forwarding, log *slog.Logger) (
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{conn: conn, kernel: k, device: device, fwd: fwd, log: log}
+	w := &watcher{conn: conn, kernel: k, device: device, fwd: fwd, log: log, done: make(chan struct{})}
 	for _, g := range watchedGroups {
 		if err := conn.JoinGroup(g); err != nil {
 			return nil, errors.Join(err, conn.Close())
@@ -52,6 +52,7 @@ func startWatcher(k *kernel, device string, fwd *forwarding, log *slog.Logger) (
 
 // close stops the watcher and returns when its goroutine has gone.
 func (w *watcher) close() error {
+	close(w.done)
 	err := w.conn.Close()
 	w.wg.Wait()
 	return err
@@ -61,7 +62,9 @@ func (w *watcher) loop() {
 	for {
 		_, err := w.conn.Receive()
 		if err != nil && !errors.Is(err, unix.ENOBUFS) {
-			if !errors.Is(err, os.ErrClosed) && !errors.Is(err, net.ErrClosed) {
+			select {
+			case <-w.done:
+			default:
 				w.log.Error("devices are no longer watched", slog.Any("err", err))
 			}
 			return
