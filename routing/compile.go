@@ -37,6 +37,8 @@ const (
 	// mark is a bit. On a packet it means: not captured. On a connection: its first
 	// packet went into the device.
 	mark = 0x08000000
+	// oldMark is a bit on a connection that was there before the capture: not captured.
+	oldMark = 0x04000000
 )
 
 // A fibRule is one rule as `ip rule` knows it. The zero value of a field does not

@@ -13,8 +13,9 @@ import (
 
 // Messages of conntrack, from linux/netfilter/nfnetlink_conntrack.h.
 const (
-	ctNew = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW, the answer too
-	ctGet = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
+	ctNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW, the answer too
+	ctGet    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
+	ctDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
 
 	ctaTupleOrig  = 1
 	ctaTupleReply = 2
@@ -132,9 +133,9 @@ func (t *tuple) decode(ad *netlink.AttributeDecoder, isTCP *bool) error {
 	return ad.Err()
 }
 
-// flows calls each for all TCP connections that conntrack knows; with onlyMarked, for
-// those with our mark.
-func flows(onlyMarked bool, each func(ctFlow)) error {
+// flows calls each for all TCP connections that conntrack knows, or for those whose
+// mark has the given bits.
+func flows(bits uint32, each func(ctFlow)) error {
 	conn, err := dialConntrack()
 	if err != nil {
 		return err
@@ -142,9 +143,9 @@ func flows(onlyMarked bool, each func(ctFlow)) error {
 	defer func() { _ = conn.Close() }() // read only
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
-	if onlyMarked {
-		ae.Uint32(ctaMark, mark)
-		ae.Uint32(ctaMarkMask, mark)
+	if bits != 0 {
+		ae.Uint32(ctaMark, bits)
+		ae.Uint32(ctaMarkMask, bits)
 	}
 	filter, err := ae.Encode()
 	if err != nil {
@@ -163,7 +164,7 @@ func flows(onlyMarked bool, each func(ctFlow)) error {
 			if err != nil {
 				return fmt.Errorf("read an entry of conntrack: %w", err)
 			}
-			if ok && (!onlyMarked || f.mark&mark != 0) {
+			if ok && f.mark&bits == bits { // old kernels do not filter
 				each(f)
 			}
 		}
@@ -175,7 +176,7 @@ func flows(onlyMarked bool, each func(ctFlow)) error {
 // sockets see them.
 func markedFlows() (map[tuple]bool, error) {
 	all := map[tuple]bool{}
-	err := flows(true, func(f ctFlow) { all[f.orig] = true })
+	err := flows(mark, func(f ctFlow) { all[f.orig] = true })
 	return all, err
 }
 

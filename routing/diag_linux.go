@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -166,9 +167,9 @@ func (h *Host) Listening(port uint16, client netip.AddrPort) (bool, error) {
 }
 
 // destroyCaptured aborts the sockets whose connections went into the device: those
-// that conntrack knows by our mark, and those at an address of h, which is nil for an
-// instance that is no more. It returns how many.
-func destroyCaptured(ctx context.Context, h *Host) (n int, err error) {
+// that conntrack knows by our mark, and those at an address of the link. It returns
+// how many.
+func destroyCaptured(ctx context.Context, link ...netip.Addr) (n int, err error) {
 	marked, err := markedFlows()
 	if err != nil {
 		return 0, err
@@ -180,8 +181,7 @@ func destroyCaptured(ctx context.Context, h *Host) (n int, err error) {
 	defer d.close()
 	var victims []socket
 	err = d.sockets(liveStates, func(s socket) {
-		atH := h != nil && (s.local.Addr() == h.config.Host4 || s.local.Addr() == h.config.Host6)
-		if atH || marked[tuple{s.local, s.remote}] {
+		if slices.Contains(link, s.local.Addr()) || marked[tuple{s.local, s.remote}] {
 			victims = append(victims, s)
 		}
 	})
@@ -208,6 +208,6 @@ func destroyCaptured(ctx context.Context, h *Host) (n int, err error) {
 // ResetCaptured aborts every local socket whose connection goes through the device,
 // so that none of them is left to go on in clear once the rules are gone.
 func (h *Host) ResetCaptured(ctx context.Context) error {
-	_, err := destroyCaptured(ctx, h)
+	_, err := destroyCaptured(ctx, h.config.Host4, h.config.Host6)
 	return err
 }

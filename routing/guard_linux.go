@@ -39,12 +39,16 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 
 	output := nftChain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: filter}
 	// The reset itself goes through lo.
-	output.rules = []nftRule{rule("captured: the device or nowhere", notOif(c.Interface, "lo"), ctMarked(), rejectReset())}
+	output.rules = []nftRule{rule("captured: the device or nowhere", notOif(c.Interface, "lo"), ctMarked(mark), rejectReset())}
 
 	forward := nftChain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
-	forward.rules = []nftRule{rule("captured: the device or nowhere", notIif(c.Interface), notOif(c.Interface), ctMarked(), rejectReset())}
+	forward.rules = []nftRule{rule("captured: the device or nowhere", notIif(c.Interface), notOif(c.Interface), ctMarked(mark), rejectReset())}
+
+	passing := nftChain{name: "passing", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
+	passing.rules = []nftRule{rule("older than the capture", notIif(c.Interface, "lo"), ctMarked(oldMark), setMark())}
 
 	answers := nftChain{name: "answers", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, priority: mangle}
+	answers.rules = []nftRule{rule("older than the capture", oif(c.Interface), ctMarked(oldMark), setMark())}
 	back := []term{oif(c.Interface), ctReply()}
 	if closed != nil {
 		back = append(back, sportNotIn(closed))
@@ -58,7 +62,7 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 			forward.rules = append(forward.rules, rule("nobody there", notOif(c.Interface), daddr(f.stack), rejectReset()))
 		}
 	}
-	chains := []nftChain{opened, output, forward, answers}
+	chains := []nftChain{opened, output, forward, passing, answers}
 	if captured != nil {
 		arriving := nftChain{name: "arriving", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
 		arriving.rules = []nftRule{rule("not captured on the way back", notIif(c.Interface, "lo"), sportIn(captured), toLocal(), setMark())}

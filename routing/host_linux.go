@@ -92,6 +92,10 @@ func (h *Host) start(ctx context.Context) error {
 	fwd := newForwarding(c, fwdSys, n)
 
 	steps := []change{{
+		what: "track connections",
+		do:   func() error { return nil },
+		undo: h.forgetFlows,
+	}, {
 		what: fmt.Sprintf("create the nftables table %s", guardTable),
 		do:   func() error { return g.install(c, p) },
 		undo: func() error {
@@ -136,6 +140,12 @@ func (h *Host) start(ctx context.Context) error {
 		undo: func() error { return h.watcher.close() },
 	})
 	steps = append(steps, k.ruleChanges(p, base)...)
+	steps = append(steps, change{what: "let connections pass that are there already", do: h.markOld})
+	for _, v := range []int{4, 6} {
+		if c.family(v).on() {
+			steps = append(steps, k.openGate(v, base))
+		}
+	}
 	if len(p.inbound) > 0 {
 		steps = append(steps, change{
 			what: "redirect inbound connections",

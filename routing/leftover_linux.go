@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
 )
 
 // leftovers are what an instance that was killed has left behind.
 type leftovers struct {
-	rules [2]bool // by slot
-	gate  [2]bool // the slot is switched off
+	rules [2]bool      // by slot
+	gate  [2]bool      // the slot is switched off
+	link  []netip.Addr // its H
 	guard bool
 }
 
@@ -26,6 +31,9 @@ func (k *kernel) leftovers() (*leftovers, error) {
 		for i, base := range slots {
 			if ours(r) && inSlot(r.Priority, base) {
 				l.rules[i] = true
+				if a, ok := netip.AddrFromSlice(srcOf(r)); ok {
+					l.link = append(l.link, a)
+				}
 				l.gate[i] = l.gate[i] || r.Priority == base+gatePriority
 			}
 		}
@@ -34,6 +42,13 @@ func (k *kernel) leftovers() (*leftovers, error) {
 		return nil, &Error{What: "look for nftables tables", Err: err, Fix: fix(err)}
 	}
 	return l, nil
+}
+
+func srcOf(r netlink.Rule) net.IP {
+	if r.Src == nil {
+		return nil
+	}
+	return r.Src.IP
 }
 
 func (l *leftovers) any() bool { return l.guard || l.rules[0] || l.rules[1] }
@@ -55,7 +70,7 @@ func (l *leftovers) repair(ctx context.Context, log *slog.Logger) error {
 		return nil
 	}
 	log.Warn("an earlier instance was killed, taking over")
-	n, err := destroyCaptured(ctx, nil)
+	n, err := destroyCaptured(ctx, l.link...)
 	if err != nil {
 		return &Error{What: "reset connections of an earlier instance", Err: err, Fix: fix(err)}
 	}

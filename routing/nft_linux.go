@@ -239,7 +239,9 @@ func ctRedirected() term {
 	return ctBits("ct status dnat", expr.CtKeySTATUS, dstNAT)
 }
 
-func ctMarked() term { return ctBits(fmt.Sprintf("ct mark & %#x != 0", mark), expr.CtKeyMARK, mark) }
+func ctMarked(bits uint32) term {
+	return ctBits(fmt.Sprintf("ct mark & %#x != 0", bits), expr.CtKeyMARK, bits)
+}
 
 func orMark(load, store expr.Any) []expr.Any {
 	return []expr.Any{load,

@@ -63,8 +63,8 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 func (k *kernel) addRule(r fibRule) error { return k.nl.RuleAdd(r.netlinkRule()) }
 
-// ruleChanges add the rules of p to the empty slot at base, behind a closed gate, and
-// open it. Whatever part of the rules stands in between, nothing is captured by it.
+// ruleChanges add the rules of p to the slot at base, behind a closed gate: whatever
+// part of the rules stands in between, nothing is captured by it.
 //
 // A single rule is not undone: the kernel deletes the first that has what the request
 // names, and one without ports names less than its neighbours. All together are.
@@ -77,13 +77,10 @@ func (k *kernel) ruleChanges(p program, base int) []change {
 			do:   func() error { return k.addRule(r) },
 		})
 	}
-	var open []change
 	for _, r := range p.rules {
 		if r.priority == base+landPriority {
-			gate := fibRule{version: r.version, priority: base + gatePriority, action: actionGoto, target: r.priority}
 			add(r)
-			add(gate)
-			open = append(open, k.openGate(gate))
+			add(gateOf(r.version, base))
 		}
 	}
 	for _, r := range p.rules {
@@ -91,13 +88,18 @@ func (k *kernel) ruleChanges(p program, base int) []change {
 			add(r)
 		}
 	}
-	return append(changes, open...)
+	return changes
 }
 
-// openGate is the step that switches capture on, all rules of a family at once.
-func (k *kernel) openGate(gate fibRule) change {
+func gateOf(version, base int) fibRule {
+	return fibRule{version: version, priority: base + gatePriority, action: actionGoto, target: base + landPriority}
+}
+
+// openGate is the step that switches capture on, all rules of an IP version at once.
+func (k *kernel) openGate(version, base int) change {
+	gate := gateOf(version, base)
 	return change{
-		what: fmt.Sprintf("switch on capture of IPv%d", gate.version),
+		what: fmt.Sprintf("switch on capture of IPv%d", version),
 		do: func() error {
 			if err := k.nl.RuleDel(gate.netlinkRule()); err != nil && !errors.Is(err, unix.ENOENT) {
 				return err
