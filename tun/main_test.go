@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -13,7 +14,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
-			os.Stderr.WriteString("goroutines left behind: " + err.Error() + "\n")
+			fmt.Fprintln(os.Stderr, "goroutines left behind:", err)
 			code = 1
 		}
 		refs.DoLeakCheck()

@@ -2,16 +2,14 @@ package tun
 
 import (
 	"encoding/binary"
-	"errors"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// ErrMalformed is what every packet or virtio-net header that cannot be trusted
-// matches, by errors.Is.
-var ErrMalformed = errors.New("tun: malformed packet")
+// maxPacket is the largest IP packet, in bytes: the length field's 16 bits.
+const maxPacket = 65535
 
 // Protocol numbers (IANA) that the layout of a packet depends on.
 const (
