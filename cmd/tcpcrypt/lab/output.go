@@ -2,6 +2,8 @@ package lab
 
 import (
 	"bytes"
+	"fmt"
+	"io"
 	"regexp"
 	"strings"
 	"sync"
@@ -74,4 +76,17 @@ func (o *output) last() string {
 		b.WriteString("\n    " + o.host + "| " + line)
 	}
 	return b.String()
+}
+
+// A lineLog writes lines, led by the host's name.
+type lineLog struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// WriteLine implements LineWriter.
+func (l *lineLog) WriteLine(host, line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(l.w, "%s| %s\n", host, line)
 }

@@ -27,6 +27,7 @@ type RunOptions struct {
 	Services []Service
 	Command  []string // runs on the first host
 	JSON     bool     // the report as one line of JSON, the last on Stderr
+	Verbose  bool     // what daemons and servers write goes to Stderr, if there is no Log
 	Stdin    *os.File
 	Stdout   *os.File
 	Stderr   io.Writer // of the command, if it is an *os.File, and for the report
@@ -43,12 +44,11 @@ const (
 // ended the command or kept it from starting, 1 if a daemon failed under it. The error
 // is for what kept the command from running. Inside has to be true.
 func Run(o RunOptions) (int, error) {
-	if _, err := exec.LookPath(o.Command[0]); err != nil {
-		fmt.Fprintf(o.Stderr, "tcpcrypt lab: %v\n", err)
-		if errors.Is(err, fs.ErrPermission) {
-			return statusNotExecutable, nil
-		}
-		return statusNotFound, nil
+	if _, err := exec.LookPath(o.Command[0]); err != nil { // before all the work
+		return cannotExecute(o, err), nil
+	}
+	if o.Verbose && o.Log == nil {
+		o.Log = &lineLog{w: o.Stderr}
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -60,6 +60,15 @@ func Run(o RunOptions) (int, error) {
 		return 128 + int(signaled.signal), nil
 	}
 	return status, err
+}
+
+// cannotExecute says why the command cannot be run, and returns the status for it.
+func cannotExecute(o RunOptions, err error) int {
+	fmt.Fprintf(o.Stderr, "tcpcrypt lab: %v\n", err)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+		return statusNotFound
+	}
+	return statusNotExecutable
 }
 
 func run(ctx context.Context, o RunOptions, relay *signalRelay) (status int, err error) {
@@ -123,8 +132,10 @@ func runCommand(ctx context.Context, h *Host, o RunOptions, relay *signalRelay) 
 		cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, int(o.Stdin.Fd())
 		defer takeTerminal()
 	}
-	if err := relay.start(ctx, cmd, terminal); err != nil {
+	if err := relay.start(ctx, cmd, terminal); ctx.Err() != nil {
 		return 0, err
+	} else if err != nil {
+		return cannotExecute(o, err), nil // not for this kernel, or its interpreter is missing
 	}
 	defer relay.stop()
 	if err := cmd.Wait(); err != nil && cmd.ProcessState == nil {
@@ -173,7 +184,7 @@ func (r *signalRelay) start(ctx context.Context, cmd *Cmd, terminal bool) error 
 		return context.Cause(ctx)
 	}
 	if err := cmd.Start(); err != nil {
-		return &Error{What: "start the command", Err: err}
+		return err
 	}
 	r.cmd, r.terminal = cmd, terminal
 	return nil
