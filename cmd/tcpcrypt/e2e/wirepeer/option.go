@@ -1,0 +1,106 @@
+package wirepeer
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// Kinds of TCP options.
+const (
+	optionEnd           = 0
+	optionNOP           = 1
+	optionMSS           = 2
+	optionWindowScale   = 3
+	optionSACKPermitted = 4
+	optionTimestamps    = 8
+
+	// OptionENO is the kind of TCP-ENO's option (RFC 8547, section 4.1).
+	OptionENO = 69
+)
+
+// NonSYN is the non-SYN form of the ENO option as tcpcrypt sends it.
+var NonSYN = []byte{OptionENO, 2}
+
+// An option is one TCP option with its kind and length bytes.
+type option []byte
+
+func (o option) kind() byte   { return o[0] }
+func (o option) data() []byte { return o[2:] }
+
+// splitOptions lists the options in an options area, padding left out; ok is false if
+// a length is impossible.
+func splitOptions(area []byte) (all []option, ok bool) {
+	for len(area) > 0 {
+		switch area[0] {
+		case optionEnd:
+			return all, true
+		case optionNOP:
+			area = area[1:]
+			continue
+		}
+		if len(area) < 2 || area[1] < 2 || int(area[1]) > len(area) {
+			return all, false
+		}
+		n := int(area[1])
+		all = append(all, option(area[:n:n]))
+		area = area[n:]
+	}
+	return all, true
+}
+
+// ENOOptions returns the ENO options in an options area, whole: kind and length too.
+func ENOOptions(area []byte) [][]byte {
+	all, _ := splitOptions(area)
+	var found [][]byte
+	for _, o := range all {
+		if o.kind() == OptionENO {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// HasENO reports whether the segment has an ENO option.
+func (s *Segment) HasENO() bool { return len(ENOOptions(s.Options)) > 0 }
+
+// ENO returns the ENO option of a SYN: nil if there is none, or more than one.
+func (s *Segment) ENO() []byte {
+	if found := ENOOptions(s.Options); len(found) == 1 {
+		return found[0]
+	}
+	return nil
+}
+
+// lookup finds the data of the first option of that kind.
+func (s *Segment) lookup(kind byte, length int) ([]byte, bool) {
+	all, _ := splitOptions(s.Options)
+	i := slices.IndexFunc(all, func(o option) bool { return o.kind() == kind && len(o) == length })
+	if i < 0 {
+		return nil, false
+	}
+	return all[i].data(), true
+}
+
+func (s *Segment) mss() (uint16, bool) {
+	data, ok := s.lookup(optionMSS, 4)
+	if !ok {
+		return 0, false
+	}
+	return binary.BigEndian.Uint16(data), true
+}
+
+func (s *Segment) windowScale() (uint8, bool) {
+	data, ok := s.lookup(optionWindowScale, 3)
+	if !ok {
+		return 0, false
+	}
+	return min(data[0], 14), true
+}
+
+func (s *Segment) timestamp() (value uint32, ok bool) {
+	data, ok := s.lookup(optionTimestamps, 10)
+	if !ok {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(data), true
+}
