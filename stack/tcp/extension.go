@@ -43,7 +43,8 @@ type Negotiator interface {
 	// is 0 for a SYN-ACK.
 	SYNOption(space, unanswered int) []byte
 
-	// ReceiveSYN is told of the other SYN of a simultaneous open.
+	// ReceiveSYN is told of the peer's SYN, once: of a passive open before anything
+	// else, or of a simultaneous open.
 	ReceiveSYN(options []byte)
 
 	// ReceiveACK is told of the first segment with ACK that TCP accepted, the

@@ -202,6 +202,7 @@ func (l *listenContext) createConnectingEndpoint(s *segment, rcvdSynOpts header.
 	}
 	if neg != nil {
 		n.ext = &endpointExtension{neg: neg, open: true}
+		neg.ReceiveSYN(s.options)
 	}
 	return n, nil
 }

@@ -47,18 +47,15 @@ type toy struct {
 	negs []*toyNeg
 }
 
-func (t *toy) Active(c tcp.Conn) tcp.Negotiator { return t.neg(c, true, nil) }
+func (t *toy) Active(c tcp.Conn) tcp.Negotiator { return t.neg(c, true) }
 
-func (t *toy) Passive(c tcp.Conn, syn []byte) tcp.Negotiator { return t.neg(c, false, syn) }
+func (t *toy) Passive(c tcp.Conn, _ []byte) tcp.Negotiator { return t.neg(c, false) }
 
-func (t *toy) neg(c tcp.Conn, active bool, syn []byte) tcp.Negotiator {
+func (t *toy) neg(c tcp.Conn, active bool) tcp.Negotiator {
 	if t.Off {
 		return nil
 	}
 	n := &toyNeg{t: t, conn: c, active: active}
-	if !active {
-		n.ReceiveSYN(syn)
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.negs = append(t.negs, n)

@@ -17,7 +17,7 @@ import (
 )
 
 // Patience is how long a blocking call waits before the test is taken to hang.
-const Patience = 60 * time.Second
+const Patience = 20 * time.Second
 
 var errPatience = errors.New("tcptest: nothing happened for too long")
 

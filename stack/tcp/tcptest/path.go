@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -38,6 +39,7 @@ type path struct {
 	hook  Hook
 	trace bool
 	seen  []*Packet
+	news  chan struct{} // closed when seen grows
 }
 
 // SetHook puts an element into the path; nil takes it out.
@@ -61,6 +63,31 @@ func (p *Pair) Packets() []*Packet {
 	return slices.Clone(p.path.seen)
 }
 
+// Await waits for a recorded packet, past or coming, that match accepts, and returns it.
+func (p *Pair) Await(match func(*Packet) bool) *Packet {
+	p.tb.Helper()
+	timeout := time.NewTimer(Patience)
+	defer timeout.Stop()
+	for from := 0; ; {
+		p.path.mu.Lock()
+		seen := p.path.seen[from:]
+		from = len(p.path.seen)
+		if p.path.news == nil {
+			p.path.news = make(chan struct{})
+		}
+		news := p.path.news
+		p.path.mu.Unlock()
+		if i := slices.IndexFunc(seen, match); i >= 0 {
+			return seen[i]
+		}
+		select {
+		case <-news:
+		case <-timeout.C:
+			p.tb.Fatal(errPatience)
+		}
+	}
+}
+
 func (p *path) active() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,6 +103,10 @@ func (p *path) process(d Direction, proto tcpip.NetworkProtocolNumber, raw []byt
 	}
 	if p.trace {
 		p.seen = append(p.seen, pk.Clone())
+		if p.news != nil {
+			close(p.news)
+			p.news = nil
+		}
 	}
 	if p.hook == nil {
 		return []*Packet{pk}
