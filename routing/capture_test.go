@@ -107,8 +107,8 @@ func (s *scene) answer(syn gopacket.Packet) {
 	s.tun.send(dst.String(), src.String(), "S.", 1000, tcpOf(syn).Seq+1, "")
 }
 
-// accept takes one connection and gives the address that its service sees.
-func accept(t *testing.T, l net.Listener) netip.AddrPort {
+// acceptOne takes one connection and gives the address that its service sees.
+func acceptOne(t *testing.T, l net.Listener) netip.AddrPort {
 	t.Helper()
 	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
@@ -165,7 +165,7 @@ func TestCapturesWhatTheTableSays(t *testing.T) {
 					t.Errorf("connect: %v", c.err)
 				}
 				if !c.captured {
-					accept(t, l)
+					acceptOne(t, l)
 					s.tun.none(c.dst + " is not captured")
 				}
 			})

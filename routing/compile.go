@@ -118,6 +118,11 @@ type program struct {
 	inboundClosed []PortRange // those of them under Require
 }
 
+// version gives the rules of one IP version.
+func (p program) version(v int) []fibRule {
+	return slices.DeleteFunc(slices.Clone(p.rules), func(r fibRule) bool { return r.version != v })
+}
+
 // compile turns c into the FIB rules of the slot that begins at base.
 //
 // Each captured selector becomes a pair: look in our table, and, should that have no

@@ -3,6 +3,7 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -38,8 +39,9 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 	opened.rules = []nftRule{rule("captured", oif(c.Interface), firstSYN(), setCtMark())}
 
 	output := nftChain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: filter}
-	// The reset itself goes through lo.
-	output.rules = []nftRule{rule("captured: the device or nowhere", notOif(c.Interface, "lo"), ctMarked(mark), rejectReset())}
+	// The reset itself comes by here, too: through lo to a local program, and to a routed
+	// machine in the reply direction.
+	output.rules = []nftRule{rule("captured: the device or nowhere", notOif(c.Interface, "lo"), ctOriginal(), ctMarked(mark), rejectReset())}
 
 	forward := nftChain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
 	forward.rules = []nftRule{rule("captured: the device or nowhere", notIif(c.Interface), notOif(c.Interface), ctMarked(mark), rejectReset())}
@@ -71,7 +73,95 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 		routed.rules = []nftRule{rule("opened by the other end", notIif(c.Interface, "lo"), ctReply(), dportIn(captured), setMark())}
 		chains = append(chains, routed)
 	}
+	chains = append(chains, closedChains(c, p)...)
 	return append(chains, nftChain{name: notesChain})
+}
+
+// closedChains are the FIB rules of Require once more, for packets that do not go into
+// the device. The rules alone do not hold everything: an IPv4 socket that is bound to
+// a device takes an unreachable destination for one on the link of that device, and
+// other tools flush rules.
+//
+// There is a chain per priority; returning from it is going on to the next.
+func closedChains(c Config, p program) []nftChain {
+	output := nftChain{name: "closed_output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: filter}
+	forward := nftChain{name: "closed_forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
+	output.rules = []nftRule{rule("", oif(c.Interface), accept()), rule("", oif("lo"), accept())}
+	forward.rules = []nftRule{rule("", oif(c.Interface), accept()), rule("", iif(c.Interface), accept())}
+	var chains []nftChain
+	for _, v := range []int{4, 6} {
+		mine := p.version(v)
+		// What comes after the last rule that closes anything does not matter.
+		for len(mine) > 0 && mine[len(mine)-1].action != actionUnreachable {
+			mine = mine[:len(mine)-1]
+		}
+		for priority, rules := range byPriority(mine) {
+			chain := nftChain{name: fmt.Sprintf("closed%d_%d", v, priority%slotSize)}
+			for _, r := range rules {
+				if t, ok := closedTerms(r); ok {
+					chain.rules = append(chain.rules, rule("", t...))
+				}
+			}
+			if len(chain.rules) == 0 {
+				continue
+			}
+			chains = append(chains, chain)
+			enter := rule("", ipVersion(v), tcp(), jump(chain.name))
+			output.rules = append(output.rules, enter)
+			if priority%slotSize >= markPriority { // the others are about what this host sends
+				forward.rules = append(forward.rules, enter)
+			}
+		}
+	}
+	return append(chains, output, forward)
+}
+
+// byPriority yields the runs of rules with the same priority, in order.
+func byPriority(rules []fibRule) iter.Seq2[int, []fibRule] {
+	return func(yield func(int, []fibRule) bool) {
+		for len(rules) > 0 {
+			n := 1
+			for n < len(rules) && rules[n].priority == rules[0].priority {
+				n++
+			}
+			if !yield(rules[0].priority, rules[:n]) {
+				return
+			}
+			rules = rules[n:]
+		}
+	}
+}
+
+// closedTerms translates one FIB rule. A lookup is not translated: that it was in vain
+// is why the packet is here. Neither is the loop guard.
+func closedTerms(r fibRule) (terms []term, ok bool) {
+	if r.action == actionLookup || r.action == actionNop || r.iif != "" && r.iif != "lo" {
+		return nil, false
+	}
+	if r.marked {
+		terms = append(terms, marked())
+	}
+	if r.from.IsValid() {
+		terms = append(terms, inPrefix(r.from, true))
+	}
+	if r.to.IsValid() && r.to.Bits() > 0 {
+		terms = append(terms, inPrefix(r.to, false))
+	}
+	if r.sport.valid() {
+		terms = append(terms, inRange(r.sport, true))
+	}
+	if r.dport.valid() {
+		terms = append(terms, inRange(r.dport, false))
+	}
+	switch {
+	case r.action == actionUnreachable && r.to.IsValid():
+		return append(terms, rejectProhibited()), true
+	case r.action == actionUnreachable:
+		return append(terms, drop()), true // an answer: its reader is not to be told
+	case r.target%slotSize == landPriority:
+		return append(terms, accept()), true
+	}
+	return append(terms, goBack()), true
 }
 
 // firstClientPort is the lowest port that clients are given when they do not ask for
@@ -109,7 +199,8 @@ func newGuard() (*guard, error) {
 	return &guard{conn, &t}, nil
 }
 
-// install makes the table, in place of an older one if there is one, as one batch.
+// install makes the table, in place of an older one if there is one. The old one goes
+// in the same batch in which what it was for comes back.
 func (g *guard) install(c Config, p program) error {
 	_, found, err := findTable(guardTable)
 	if err != nil {
@@ -129,10 +220,7 @@ func (g *guard) install(c Config, p program) error {
 	if err != nil {
 		return err
 	}
-	for _, chain := range guardChains(c, p, captured, closed) {
-		chain.add(g.conn, g.table)
-	}
-	return g.conn.Flush()
+	return addChains(g.conn, g.table, guardChains(c, p, captured, closed)...)
 }
 
 // remove takes a missing table as removed.

@@ -158,6 +158,7 @@ func (h *Host) start(ctx context.Context) error {
 			return err
 		}
 	}
+	left.guard = false // from here on it is ours to remove
 	if err := k.retire(base); err != nil {
 		h.log.Warn("leftover rules remain", slog.Any("err", err))
 	}

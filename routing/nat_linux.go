@@ -121,16 +121,26 @@ func inboundChain(c Config, ports *nftables.Set) nftChain {
 	return chain
 }
 
-// addChains sends one batch per chain: the kernel answers every message, and the
-// answers to a large batch do not fit into the socket's buffer.
+// maxBatch bounds the rules that go to the kernel at once. It answers every one, and
+// the answers must fit into the socket's buffer.
+const maxBatch = 32
+
+// addChains adds chains and their rules.
 func addChains(conn *nftables.Conn, t *nftables.Table, chains ...nftChain) error {
+	n := 0
 	for _, c := range chains {
-		c.add(conn, t)
-		if err := conn.Flush(); err != nil {
-			return fmt.Errorf("chain %s: %w", c.name, err)
+		chain := c.add(conn, t)
+		for _, r := range c.rules {
+			r.add(conn, chain)
+			if n++; n == maxBatch {
+				n = 0
+				if err := conn.Flush(); err != nil {
+					return fmt.Errorf("chain %s: %w", c.name, err)
+				}
+			}
 		}
 	}
-	return nil
+	return conn.Flush()
 }
 
 // addFilters makes everything but the way in. perDevice are the IP versions in which

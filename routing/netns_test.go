@@ -4,6 +4,7 @@ package routing
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -483,4 +484,67 @@ func (h *Host) crash() error {
 	h.kernel.close()
 	h.kernel = nil
 	return err
+}
+
+// A wiretap sees what comes in by a device of another host.
+type wiretap struct {
+	t       *testing.T
+	file    *os.File
+	packets chan gopacket.Packet
+}
+
+func (n *netNS) tap(dev string) *wiretap {
+	n.t.Helper()
+	var fd int
+	var err error
+	n.do(func() {
+		proto := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL)))
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto); err != nil {
+			return
+		}
+		var i *net.Interface
+		if i, err = net.InterfaceByName(dev); err == nil {
+			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(proto), Ifindex: i.Index})
+		}
+	})
+	if err != nil {
+		n.t.Fatalf("tap %s in %s: %v", dev, n.name, err)
+	}
+	w := &wiretap{n.t, os.NewFile(uintptr(fd), dev), make(chan gopacket.Packet, 4096)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		buf := make([]byte, 1<<16)
+		for {
+			k, err := w.file.Read(buf)
+			if err != nil {
+				return
+			}
+			if v := buf[0] >> 4; v != 4 && v != 6 {
+				continue
+			}
+			if p := parsePacket(buf[:k]); tcpOf(p) != nil {
+				w.packets <- p
+			}
+		}
+	}()
+	n.t.Cleanup(func() { _ = w.file.Close(); <-ended })
+	return w
+}
+
+// until returns what has come before a packet described as pattern.
+func (w *wiretap) until(pattern string) (before []string) {
+	w.t.Helper()
+	timeout := time.After(patience)
+	for {
+		select {
+		case p := <-w.packets:
+			if matches(pattern, describe(p)) {
+				return before
+			}
+			before = append(before, describe(p))
+		case <-timeout:
+			w.t.Fatalf("nothing on the wire like %s, but %q", pattern, before)
+		}
+	}
 }

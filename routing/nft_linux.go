@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -73,17 +75,14 @@ var hookNames = map[nftables.ChainHook]string{
 	*nftables.ChainHookPostrouting: "postrouting",
 }
 
-// add puts the chain into t, to be sent by the connection's next Flush.
+// add puts the chain without its rules into t, to be sent by the connection's next
+// Flush.
 func (c nftChain) add(conn *nftables.Conn, t *nftables.Table) *nftables.Chain {
 	chain := &nftables.Chain{Name: c.name, Table: t}
 	if c.hook != nil {
 		chain.Type, chain.Hooknum, chain.Priority = c.kind, c.hook, nftables.ChainPriorityRef(nftables.ChainPriority(c.priority))
 	}
-	conn.AddChain(chain)
-	for _, r := range c.rules {
-		r.add(conn, chain)
-	}
-	return chain
+	return conn.AddChain(chain)
 }
 
 func (r nftRule) add(conn *nftables.Conn, chain *nftables.Chain) {
@@ -222,9 +221,41 @@ func toLocal() term {
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, compare(expr.CmpOpEq, native32(unix.RTN_LOCAL))}}
 }
 
-func ctReply() term {
-	return term{"ct direction reply", []expr.Any{
-		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, compare(expr.CmpOpEq, []byte{1})}}
+func ctReply() term    { return ctDirection("reply", 1) }
+func ctOriginal() term { return ctDirection("original", 0) }
+
+func ctDirection(word string, d byte) term {
+	return term{"ct direction " + word, []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, compare(expr.CmpOpEq, []byte{d})}}
+}
+
+// marked matches packets that are not to be captured.
+func marked() term {
+	return term{fmt.Sprintf("meta mark & %#x != 0", mark), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native32(mark), Xor: native32(0)},
+		compare(expr.CmpOpNeq, native32(0))}}
+}
+
+// inPrefix matches the source or destination address.
+func inPrefix(p netip.Prefix, source bool) term {
+	text, load := loadAddr(version(p.Addr()), source)
+	n := uint32(p.Addr().BitLen() / 8)
+	return term{text + " " + shortPrefix(p), append(load,
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: n, Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, n)},
+		compare(expr.CmpOpEq, p.Masked().Addr().AsSlice()))}
+}
+
+// inRange matches the source or destination port.
+func inRange(r PortRange, source bool) term {
+	word, offset := "dport", uint32(2)
+	if source {
+		word, offset = "sport", 0
+	}
+	return term{fmt.Sprintf("tcp %s %v", word, r), append(tcp().exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1,
+			FromData: binary.BigEndian.AppendUint16(nil, r.First), ToData: binary.BigEndian.AppendUint16(nil, r.Last)})}
 }
 
 func ctBits(text string, key expr.CtKey, bits uint32) term {
@@ -265,12 +296,20 @@ func verdict(kind expr.VerdictKind, word, chain string) term {
 	return term{strings.TrimSpace(word + " " + chain), []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
 }
 
+func accept() term           { return verdict(expr.VerdictAccept, "accept", "") }
+func goTo(chain string) term { return verdict(expr.VerdictGoto, "goto", chain) }
 func drop() term             { return verdict(expr.VerdictDrop, "drop", "") }
 func goBack() term           { return verdict(expr.VerdictReturn, "return", "") }
 func jump(chain string) term { return verdict(expr.VerdictJump, "jump", chain) }
 
 func rejectReset() term {
 	return term{"reject with tcp reset", append(tcp().exprs, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})}
+}
+
+// rejectProhibited makes a connection fail with "no route to host".
+func rejectProhibited() term {
+	return term{"reject with icmpx admin-prohibited", []expr.Any{
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}}
 }
 
 func masquerade() term { return term{"masquerade", []expr.Any{&expr.Masq{}}} }
@@ -304,6 +343,10 @@ func redirectTo(a netip.Addr) term {
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: nfFamily(v), RegAddrMin: 1}}}
 }
 
+// maxElements bounds the elements of a set that go to the kernel at once: their
+// attribute has a length of 16 bits.
+const maxElements = 1000
+
 // portSet is a named set of port ranges, which must be sorted and merged.
 func portSet(conn *nftables.Conn, t *nftables.Table, name string, ports []PortRange) (*nftables.Set, error) {
 	set := &nftables.Set{Table: t, Name: name, Interval: true, KeyType: nftables.TypeInetService, KeyByteOrder: binaryutil.BigEndian}
@@ -314,7 +357,15 @@ func portSet(conn *nftables.Conn, t *nftables.Table, name string, ports []PortRa
 			elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.Last + 1), IntervalEnd: true})
 		}
 	}
-	return set, conn.AddSet(set, elements)
+	if err := conn.AddSet(set, nil); err != nil {
+		return nil, err
+	}
+	for some := range slices.Chunk(elements, maxElements) {
+		if err := conn.SetAddElements(set, some); err != nil {
+			return nil, err
+		}
+	}
+	return set, nil
 }
 
 // nameSet is a named set of device names.

@@ -21,7 +21,7 @@ func TestWireSideLeavesMasqueraded(t *testing.T) {
 		s.tun.send(at(p.s, 5555), at(p.server, 80), "S", 1, 0, "")
 		synAck := s.tun.want(at(p.server, 80) + " > " + at(p.s, 5555) + " <S.>")
 		s.tun.send(at(p.s, 5555), at(p.server, 80), ".", 2, tcpOf(synAck).Seq+1, "")
-		if from := accept(t, l); from != netip.MustParseAddrPort(at(p.host, 5555)) {
+		if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.host, 5555)) {
 			t.Errorf("server sees %v, want %s", from, at(p.host, 5555))
 		}
 		s.tun.none("captured again")
@@ -69,7 +69,7 @@ func TestInboundGoesToStackAndIsDelivered(t *testing.T) {
 		s.tun.send(at(p.server, 4444), at(p.h, 80), "S", 1, 0, "")
 		synAck := s.tun.want(at(p.h, 80) + " > " + at(p.server, 4444) + " <S.>")
 		s.tun.send(at(p.server, 4444), at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1, "")
-		if from := accept(t, l); from != netip.MustParseAddrPort(at(p.server, 4444)) {
+		if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.server, 4444)) {
 			t.Errorf("service sees %v, want the client %s", from, at(p.server, 4444))
 		}
 
@@ -216,7 +216,7 @@ func TestCapturesForRoutedMachines(t *testing.T) {
 		if c := <-dial(t, s.neighbour, "", at(p.server, 81)); c.err != nil {
 			t.Errorf("routed as ever: %v", c.err)
 		}
-		accept(t, l)
+		acceptOne(t, l)
 		c := dial(t, s.neighbour, at(p.neighbour, 3333), at(p.server, 80))
 		s.answer(s.tun.want(at(p.neighbour, 3333) + " > " + at(p.server, 80) + " <S>"))
 		if c := <-c; c.err != nil {
