@@ -216,8 +216,10 @@ func join(t *testing.T, a, b end) {
 	t.Helper()
 	a.ip(t, "link", "add", a.dev, "type", "veth", "peer", "name", b.dev)
 	a.ip(t, "link", "set", b.dev, "netns", fmt.Sprint(b.ns.tid))
-	for _, e := range []end{a, b} {
-		for _, addr := range e.addrs {
+	for i, e := range []end{a, b} {
+		// A link-local address at once: states are compared, and the kernel's takes a second.
+		e.ip(t, "link", "set", e.dev, "addrgenmode", "none")
+		for _, addr := range append(e.addrs, fmt.Sprintf("fe80::%d/64", i+1)) {
 			e.ip(t, "addr", "add", addr, "dev", e.dev, "nodad")
 		}
 		e.ip(t, "link", "set", e.dev, "up")
@@ -258,11 +260,11 @@ func openTUN(t *testing.T, name string) *tunDevice {
 
 // read begins to read packets.
 func (d *tunDevice) read() {
-	ended := make(chan struct{})
+	ended, packets := make(chan struct{}), d.packets
 	d.ended = ended
 	go func() {
 		defer close(ended)
-		defer close(d.packets)
+		defer close(packets)
 		buf := make([]byte, 1<<16)
 		for {
 			n, err := d.file.Read(buf)
@@ -270,7 +272,7 @@ func (d *tunDevice) read() {
 				return
 			}
 			if p := parsePacket(buf[:n]); tcpOf(p) != nil { // the kernel speaks multicast there, too
-				d.packets <- p
+				packets <- p
 			}
 		}
 	}()
@@ -547,4 +549,9 @@ func (w *wiretap) until(pattern string) (before []string) {
 			w.t.Fatalf("nothing on the wire like %s, but %q", pattern, before)
 		}
 	}
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	p := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
