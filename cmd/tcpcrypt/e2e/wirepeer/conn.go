@@ -194,10 +194,10 @@ func (c *Conn) segmentSize() int {
 	return n
 }
 
-// push sends what window and flight allow, and reports whether it sent something.
-func (c *Conn) push() (sent bool) {
+// push sends what window and flight allow.
+func (c *Conn) push() {
 	if c.state != stateEstablished || c.err != nil {
-		return false
+		return
 	}
 	size := c.segmentSize()
 	for {
@@ -223,12 +223,10 @@ func (c *Conn) push() (sent bool) {
 			c.maxSent = c.nxt
 		}
 		c.transmit(s)
-		sent = true
 	}
 	if c.unacked() || len(c.buf) > 0 {
 		c.arm()
 	}
-	return sent
 }
 
 func (c *Conn) unacked() bool { return c.una != c.nxt }

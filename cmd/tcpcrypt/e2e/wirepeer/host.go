@@ -20,6 +20,7 @@ type Host struct {
 	mu        sync.Mutex
 	conns     map[flow]*Conn
 	listeners map[netip.AddrPort]*Listener
+	silent    map[netip.Addr]bool
 	nextPort  uint16
 	closed    bool
 }
@@ -32,7 +33,7 @@ const firstPort, lastPort = 20000, 59999
 
 // NewHost starts a host on the link, which it owns from now on.
 func NewHost(link Link) *Host {
-	h := &Host{link: link, conns: make(map[flow]*Conn), listeners: make(map[netip.AddrPort]*Listener), nextPort: firstPort}
+	h := &Host{link: link, conns: make(map[flow]*Conn), listeners: make(map[netip.AddrPort]*Listener), silent: make(map[netip.Addr]bool), nextPort: firstPort}
 	h.wg.Go(h.run)
 	return h
 }
@@ -80,11 +81,12 @@ func (h *Host) deliver(s *Segment) {
 			}
 		}
 	}
+	silent := h.silent[s.Dst.Addr()]
 	h.mu.Unlock()
 	switch {
 	case c != nil:
 		c.receive(s)
-	case !s.Flags.Has(RST):
+	case !s.Flags.Has(RST) && !silent:
 		h.send(refusal(s))
 	}
 }
@@ -98,6 +100,13 @@ func refusal(s *Segment) *Segment {
 		r.Flags, r.Ack = RST|ACK, s.end()
 	}
 	return r
+}
+
+// Silence lets stray segments to that address go unanswered, as if nobody were there.
+func (h *Host) Silence(a netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.silent[a] = true
 }
 
 // send gives a segment to the link; a packet that the link refuses is a lost packet.

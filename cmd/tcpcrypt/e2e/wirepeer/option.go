@@ -27,30 +27,30 @@ type option []byte
 func (o option) kind() byte   { return o[0] }
 func (o option) data() []byte { return o[2:] }
 
-// splitOptions lists the options in an options area, padding left out; ok is false if
-// a length is impossible.
-func splitOptions(area []byte) (all []option, ok bool) {
+// splitOptions lists the options in an options area, padding left out, up to the first
+// impossible length.
+func splitOptions(area []byte) (all []option) {
 	for len(area) > 0 {
 		switch area[0] {
 		case optionEnd:
-			return all, true
+			return all
 		case optionNOP:
 			area = area[1:]
 			continue
 		}
 		if len(area) < 2 || area[1] < 2 || int(area[1]) > len(area) {
-			return all, false
+			return all
 		}
 		n := int(area[1])
 		all = append(all, option(area[:n:n]))
 		area = area[n:]
 	}
-	return all, true
+	return all
 }
 
 // ENOOptions returns the ENO options in an options area, whole: kind and length too.
 func ENOOptions(area []byte) [][]byte {
-	all, _ := splitOptions(area)
+	all := splitOptions(area)
 	var found [][]byte
 	for _, o := range all {
 		if o.kind() == OptionENO {
@@ -73,7 +73,7 @@ func (s *Segment) ENO() []byte {
 
 // lookup finds the data of the first option of that kind.
 func (s *Segment) lookup(kind byte, length int) ([]byte, bool) {
-	all, _ := splitOptions(s.Options)
+	all := splitOptions(s.Options)
 	i := slices.IndexFunc(all, func(o option) bool { return o.kind() == kind && len(o) == length })
 	if i < 0 {
 		return nil, false

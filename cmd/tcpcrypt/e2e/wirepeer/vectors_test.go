@@ -127,11 +127,11 @@ func TestVectorsOfWholeSessions(t *testing.T) {
 	}
 	for i := range file.Cases {
 		c := &file.Cases[i]
-		t.Run(c.Name, func(t *testing.T) { testWholeSession(t, c) })
+		t.Run(c.Name, c.test)
 	}
 }
 
-func testWholeSession(t *testing.T, c *vectorCase) {
+func (c *vectorCase) test(t *testing.T) {
 	tep, aead := hexNumber[TEP](t, c.TEP), hexNumber[Cipher](t, c.AEAD)
 	ag, err := Agree(c.A.ENO, c.B.ENO, nil, false, false)
 	if err != nil {
