@@ -212,7 +212,7 @@ func dynamicPorts() ([]PortRange, error) {
 // processOf finds the process that owns a netlink socket, 0 if it is not to be found.
 // It is for a message only.
 func processOf(port uint32) int {
-	f, err := os.Open("/proc/net/netlink")
+	f, err := os.Open("/proc/thread-self/net/netlink")
 	if err != nil {
 		return 0
 	}

@@ -67,9 +67,10 @@ func inUserNetns(t *testing.T) bool {
 	if err := os.Chmod(dev, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	const nobody = 65534
-	return inChild(t, true, &syscall.Credential{Uid: nobody, Gid: nobody}, tunPathMarker+"="+dev)
+	return inChild(t, true, nobodyCredential(), tunPathMarker+"="+dev)
 }
+
+func nobodyCredential() *syscall.Credential { return &syscall.Credential{Uid: 65534, Gid: 65534} }
 
 func inChild(t *testing.T, user bool, cred *syscall.Credential, env ...string) bool {
 	t.Helper()
