@@ -1,0 +1,136 @@
+package tcpcrypt
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+)
+
+// Flags of a frame to seal. The zero value is plain data.
+type Flags struct {
+	FIN bool // FINp: the last frame of this direction
+
+	// HasUrgent sets URGp. Urgent is the offset of the last byte of urgent data from
+	// the frame's first data byte (RFC 8548, section 3.7).
+	HasUrgent bool
+	Urgent    uint16
+}
+
+// A Sealer makes the frames of one direction. It alone makes nonces for its keys, from
+// the position in the stream, which only grows: what it returns is to be sent once, in
+// order, with nothing between.
+type Sealer struct {
+	gen    *generations
+	aead   AEAD
+	role   Role // whose direction it is, in the original session
+	mk     *secret
+	key    *trafficKey
+	offset uint64 // of the next frame in the TCP stream
+	err    error  // the first fatal error sticks
+
+	initiate atomic.Bool // Rekey was called
+	frames   uint64      // under key
+	bytes    uint64
+}
+
+func newSealer(g *generations, mk *secret, a AEAD, role Role, offset uint64) (*Sealer, error) {
+	s := &Sealer{gen: g, aead: a, role: role, mk: new(secret), offset: offset}
+	s.mk.b = mk.b
+	var err error
+	s.key, err = mk.trafficKey(a, role)
+	return s, err
+}
+
+// Offset is the position in the TCP stream of the next frame: Init messages and
+// everything sealed so far.
+func (s *Sealer) Offset() uint64 { return s.offset }
+
+// Rekey makes the next frame the first under new keys: it initiates a rekeying. It may
+// be called by any goroutine.
+func (s *Sealer) Rekey() { s.initiate.Store(true) }
+
+// Seal appends one frame with plain, which may be empty, to dst. It allocates nothing
+// if dst has room for len(plain) + Overhead (+ 2 with urgent data) bytes, but for the
+// keys of a rekeying. plain is borrowed and must not overlap dst's spare room. A
+// failure leaves dst as it was.
+func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
+	if s.err != nil {
+		return dst, s.err
+	}
+	n := 1 + len(plain)
+	if f.HasUrgent {
+		n += 2
+	}
+	if n+tagLen > maxClen {
+		return dst, ErrTooLong // nothing is lost: the caller may split
+	}
+	next := s.offset + uint64(FrameHeaderLen+n+tagLen)
+	if next < s.offset {
+		s.err = errOffset
+		return dst, s.err
+	}
+	h := frameHeader{clen: n + tagLen, rekey: s.mustRekey(n)}
+	if h.rekey {
+		if err := s.rekey(); err != nil {
+			s.err = err
+			return dst, err
+		}
+	}
+	nonce := s.key.nonceAt(s.offset)
+	s.offset = next // before sealing: a failure may skip a nonce, never use one twice
+	s.frames++
+	s.bytes += uint64(n)
+
+	start := len(dst)
+	out := h.append(dst)
+	var flags byte
+	if f.FIN {
+		flags |= finBit
+	}
+	if f.HasUrgent {
+		flags |= urgentBit
+	}
+	out = append(out, flags)
+	if f.HasUrgent {
+		out = binary.BigEndian.AppendUint16(out, f.Urgent)
+	}
+	out = append(out, plain...)
+	body := start + FrameHeaderLen
+	out = s.key.aead.Seal(out[:body], nonce, out[body:], out[start:body])
+	if f.FIN {
+		s.err = ErrFINSealed
+		s.gen.sealed.Store(true)
+	}
+	return out, nil
+}
+
+// mustRekey decides whether the next frame, with n bytes of plaintext, is the first
+// under new keys: as an answer, on request, or since this key has done its work.
+func (s *Sealer) mustRekey(n int) bool {
+	if s.gen.owed() > 0 {
+		return true
+	}
+	return s.initiate.Swap(false) || s.frames >= s.aead.maxFrames() || s.bytes+uint64(n) > maxKeyBytes
+}
+
+// rekey goes to the next key set and wipes the old one.
+func (s *Sealer) rekey() error {
+	mk := s.mk.masterKey(nil)
+	key, err := mk.trafficKey(s.aead, s.role)
+	if err != nil {
+		return err
+	}
+	s.mk.wipe()
+	s.key.wipe()
+	s.mk, s.key, s.frames, s.bytes = mk, key, 0, 0
+	s.gen.local.Add(1)
+	return nil
+}
+
+func (s *Sealer) wipe() {
+	s.mk.wipe()
+	s.key.wipe()
+	s.gen.sealed.Store(true)
+	if s.err == nil {
+		s.err = ErrWiped
+	}
+}
