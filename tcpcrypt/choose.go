@@ -35,7 +35,7 @@ func choose(one, two enoOption, fits func(t TEP, a, b []byte) bool) choice {
 		}
 		// v = 1 from B must answer an offer of A's. What fits nothing makes this
 		// suboption invalid, so that a session ID with v = 1 always means resumption.
-		if sub.v && !(offer.resumes() && sub.resumes() && fits(t, offer.data, sub.data)) {
+		if sub.v && (!offer.resumes() || !sub.resumes() || !fits(t, offer.data, sub.data)) {
 			continue
 		}
 		c.ok, c.tep, c.resume, c.sub = true, t, sub.v, sub

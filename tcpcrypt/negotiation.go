@@ -157,15 +157,15 @@ func (n *Negotiation) request(space int) []byte {
 	if n.offer != nil {
 		subs = append(subs, suboption{glt: byte(n.offer.tep), v: true, data: n.resumptionData(n.offer)})
 	}
-	raw := appendENO(nil, subs)
+	raw := buildENO(subs)
 	for len(raw) > space && len(subs) > global+1 {
 		subs = slices.Delete(subs, global, global+1)
-		raw = appendENO(nil, subs)
+		raw = buildENO(subs)
 	}
 	if len(raw) > space && n.offer != nil {
 		subs[len(subs)-1] = suboption{glt: byte(n.offer.tep)}
 		n.offer, n.nonce = nil, nil
-		raw = appendENO(nil, subs)
+		raw = buildENO(subs)
 	}
 	if len(raw) > space {
 		return nil
@@ -195,14 +195,14 @@ func (n *Negotiation) answer(space int) []byte {
 			if r := n.o.Lookup(t, [halfLen]byte(sub.data)); r != nil {
 				n.found = r
 				subs[1].v, subs[1].data = true, n.resumptionData(r)
-				if raw := appendENO(nil, subs); len(raw) <= space {
+				if raw := buildENO(subs); len(raw) <= space {
 					return raw
 				}
 				n.found, n.nonce = nil, nil
 				subs[1] = suboption{glt: byte(t)}
 			}
 		}
-		if raw := appendENO(nil, subs); len(raw) <= space {
+		if raw := buildENO(subs); len(raw) <= space {
 			return raw
 		}
 		return nil

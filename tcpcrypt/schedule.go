@@ -3,7 +3,6 @@ package tcpcrypt
 import (
 	"crypto/hkdf"
 	"crypto/sha256"
-	"crypto/subtle"
 	"fmt"
 	"io"
 )
@@ -37,8 +36,6 @@ func (s *secret) wipe() { clear(s.b[:]) }
 
 // Format makes every verb print nothing of use.
 func (*secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") }
-
-func (s *secret) equal(o *secret) bool { return subtle.ConstantTimeCompare(s.b[:], o.b[:]) == 1 }
 
 // extract is Extract(N_A, eno_transcript | Init1 | Init2 | ES), the PRK. ikm is the
 // caller's to wipe.

@@ -64,11 +64,10 @@ func parseENO(raw []byte) (enoOption, error) {
 	return o, nil
 }
 
-// appendENO is the inverse of parseENO: it appends the option with subs to b. Data of
-// any but the last suboption is 1 to 32 bytes long.
-func appendENO(b []byte, subs []suboption) []byte {
-	start := len(b)
-	b = append(b, OptionKind, 0)
+// buildENO is the inverse of parseENO: the option with subs. Data of any but the last
+// suboption is 1 to 32 bytes long.
+func buildENO(subs []suboption) []byte {
+	b := []byte{OptionKind, 0}
 	for i, s := range subs {
 		switch {
 		case !s.v:
@@ -79,7 +78,7 @@ func appendENO(b []byte, subs []suboption) []byte {
 			b = append(append(b, vBit|byte(len(s.data)-1), s.glt|vBit), s.data...)
 		}
 	}
-	b[start+1] = byte(len(b) - start)
+	b[1] = byte(len(b))
 	return b
 }
 
