@@ -1,0 +1,101 @@
+package stack
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"testing"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+)
+
+// anyInbound lets every port in, opportunistically.
+func anyInbound(netip.AddrPort, netip.AddrPort) (Rule, bool) { return Rule{}, true }
+
+func TestInboundPlainFromStockPeer(t *testing.T) {
+	for _, family := range []string{"ip4", "ip6"} {
+		t.Run(family, func(t *testing.T) {
+			l := newLAN(t)
+			a, b := l.addHost(t), l.addHost(t)
+			b.startRelay(t, Options{Inbound: anyInbound}, 80)
+			client, h, dst := a.addr4, b.h4, b.addr4
+			if family == "ip6" {
+				client, h, dst = a.addr6, b.h6, b.addr6
+			}
+			from := make(chan net.Addr, 1)
+			b.serve(t, h, 80, func(c *gonet.TCPConn) { from <- c.RemoteAddr(); echo(c) })
+			c := a.mustDial(t, netip.AddrPortFrom(dst, 80))
+			data := randomBytes(2, 2<<20)
+			if got := exchange(t, c, data); !bytes.Equal(got, data) {
+				t.Fatalf("%d bytes came back, want the %d that were sent", len(got), len(data))
+			}
+			if got, want := <-from, c.LocalAddr(); got.String() != want.String() {
+				t.Errorf("the service saw %s, want the client's own %s", got, want)
+			}
+			waitFor(t, "the connection is closed", func() bool { return len(b.relay.Conns(false)) == 0 })
+			conns := b.relay.Conns(true)
+			if len(conns) != 1 {
+				t.Fatalf("%d connections, want 1: %+v", len(conns), conns)
+			}
+			got := conns[0]
+			if got.Direction != Inbound || got.Local != netip.AddrPortFrom(dst, 80) || got.Remote.Addr() != client ||
+				got.Reason != "no-eno" || got.BytesSent != uint64(len(data)) || got.BytesReceived != uint64(len(data)) {
+				t.Errorf("table says %+v", got)
+			}
+		})
+	}
+}
+
+// One client port may be in use towards several of our ports.
+func TestInboundFromOnePortToTwoServices(t *testing.T) {
+	l := newLAN(t)
+	a, b := l.addHost(t), l.addHost(t)
+	b.startRelay(t, Options{Inbound: anyInbound}, 80, 81)
+	var conns []*gonet.TCPConn
+	for _, port := range []uint16{80, 81} {
+		b.serve(t, b.h4, port, echo)
+		c, err := gonet.DialTCPWithBind(t.Context(), a.programs,
+			tcpip.FullAddress{NIC: programNIC, Addr: fromAddr(a.addr4), Port: 0},
+			fullAddress(programNIC, netip.AddrPortFrom(b.addr4, port)), networkProtocol(a.addr4))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	for i, c := range conns {
+		data := randomBytes(uint64(i), 1000)
+		if got := exchange(t, c, data); !bytes.Equal(got, data) {
+			t.Errorf("service %d: %d bytes came back, want %d", i, len(got), len(data))
+		}
+	}
+}
+
+func TestInboundRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		opt  Options
+	}{
+		{"no rule", Options{Inbound: func(netip.AddrPort, netip.AddrPort) (Rule, bool) { return Rule{}, false }}},
+		{"nobody listens", Options{Inbound: anyInbound, Listening: func(uint16, netip.AddrPort) bool { return false }}},
+		{"the service is gone when dialled", Options{Inbound: anyInbound}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLAN(t)
+			a, b := l.addHost(t), l.addHost(t)
+			b.startRelay(t, tt.opt, 80)
+			c, err := a.dial(t, netip.AddrPortFrom(b.addr4, 80))
+			if err == nil {
+				// Only when the handshake had to be completed to know.
+				defer c.Close()
+				if _, err = c.Read(make([]byte, 1)); !isReset(err) {
+					t.Errorf("read: %v, want a reset", err)
+				}
+			} else if !isRefused(err) && !isReset(err) {
+				t.Errorf("dial: %v, want refused", err)
+			}
+			waitFor(t, "it is counted", func() bool { return b.relay.Counters().Refused == 1 })
+		})
+	}
+}

@@ -1,0 +1,23 @@
+package stack
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+	"gvisor.dev/gvisor/pkg/refs"
+)
+
+func TestMain(m *testing.M) {
+	refs.SetLeakMode(refs.LeaksPanic)
+	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		refs.DoLeakCheck()
+	}
+	os.Exit(code)
+}

@@ -1,0 +1,236 @@
+package stack
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
+)
+
+// A verdict is what a SYN is answered with.
+type verdict uint8
+
+const (
+	accept  verdict = iota
+	refuse          // RST
+	explain         // ICMP
+	ignore          // nothing
+)
+
+// dialOut is the handler of a program's SYN: it dials the far end and does to the
+// program what the far end did to us.
+func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
+	defer s.wg.Done()
+	p := s.syns.get(r.ID())
+	c := s.conns.add(s, Outbound, remote(p.id), p.dst, p.rule)
+	neg := newNegotiator(p.rule, true)
+
+	v, icmp := s.dialWire(c, p, neg)
+	if v == accept && p.rule.Policy == Require {
+		v = s.requireEncryption(c, neg)
+	}
+	if v == accept {
+		ep, err := r.CreateEndpoint(&c.host.queue)
+		if err != nil {
+			// The program went away, or we are stopping.
+			c.fail(err)
+			v = ignore
+		} else {
+			c.host.ep = ep
+		}
+	}
+	switch v {
+	case accept:
+	case explain:
+		s.counters.unreachable.Add(1)
+	case refuse:
+		s.counters.refused.Add(1)
+	case ignore:
+		s.counters.timedOut.Add(1)
+	}
+	port := localPort(c.wire.ep)
+	r.Complete(v == refuse)
+	s.syns.remove(p, port)
+	if v == accept {
+		keepAlive(c.host.ep, hostKeepaliveIdle, hostKeepaliveInterval, hostKeepaliveCount)
+		s.establish(c, neg)
+		return
+	}
+	if v == explain {
+		if err := s.sendUnreachable(p, icmp); err != nil {
+			s.log.Debug("no ICMP error for the program", slog.Uint64("conn", c.id), slog.Any("err", err))
+		}
+	}
+	c.wire.close(true)
+	s.conns.end(c)
+	s.logFailure(c)
+}
+
+// dialWire opens c's wire side and returns what the program is to be told; icmp goes
+// with explain.
+func (s *Stack) dialWire(c *conn, p *pending, neg negotiator) (v verdict, icmp icmpError) {
+	ep, err := s.net.NewEndpoint(tcp.ProtocolNumber, networkProtocol(p.dst.Addr()), &c.wire.queue)
+	if err != nil {
+		c.fail(err)
+		return ignore, icmp
+	}
+	c.wire.ep = ep
+	setNegotiator(ep, neg)
+	entry, changed := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
+	c.wire.queue.EventRegister(&entry)
+	defer c.wire.queue.EventUnregister(&entry)
+
+	// Not bound: so S's port need be free for this destination only. S is the NIC's only address.
+	err = ep.Connect(fullAddress(wireNIC, p.dst))
+	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
+		return s.explainDial(c, p, err)
+	}
+	s.syns.dialled(p, localPort(ep))
+	end := time.Now().Add(maxDialTime)
+	timer := time.NewTimer(s.opt.timing.firstSYNGap)
+	defer timer.Stop()
+	for {
+		switch st := stateOf(ep); st {
+		case legOpen:
+			if decided(ep) {
+				return accept, icmp
+			}
+		case legFailed:
+			return s.explainDial(c, p, ep.LastError())
+		case legOpening:
+		}
+		select {
+		case <-changed:
+		case <-decidedOf(ep):
+		case icmp = <-p.icmp:
+			if stateOf(ep) != legOpen {
+				return explain, icmp
+			}
+		case now := <-timer.C:
+			at := s.syns.givenUp(p)
+			if !now.Before(at) || !now.Before(end) {
+				return ignore, icmp
+			}
+			timer.Reset(at.Sub(now))
+		case <-s.stop:
+			return ignore, icmp
+		}
+	}
+}
+
+// explainDial finds out what netstack's err of a dial means.
+func (s *Stack) explainDial(c *conn, p *pending, err tcpip.Error) (verdict, icmpError) {
+	if err == nil {
+		err = &tcpip.ErrConnectionAborted{}
+	}
+	c.fail(err)
+	select {
+	case e := <-p.icmp: // the router's own words
+		return explain, e
+	default:
+	}
+	if e, ok := unreachableCode(err, p.dst.Addr().Is4()); ok {
+		return explain, e
+	}
+	switch err.(type) {
+	case *tcpip.ErrConnectionRefused, *tcpip.ErrConnectionReset, *tcpip.ErrConnectionAborted:
+		return refuse, icmpError{}
+	default: // a time-out, or no port of S is free
+		return ignore, icmpError{}
+	}
+}
+
+// requireEncryption waits until the wire side carries protected data.
+func (s *Stack) requireEncryption(c *conn, neg negotiator) verdict {
+	if !c.settle(neg).encrypted {
+		s.counters.plainRefused.Add(1)
+		c.failWith(errPlainPeer)
+		return refuse
+	}
+	timer := time.NewTimer(encryptTime)
+	defer timer.Stop()
+	select {
+	case <-readyOf(c.wire.ep):
+	case <-timer.C:
+		c.failWith(errNotReady)
+		return refuse
+	case <-s.stop:
+		return ignore
+	}
+	if c.wire.broken() {
+		c.failWith(secureError(c.wire.ep))
+		return refuse
+	}
+	return accept
+}
+
+var errNotReady = errors.New("the key exchange does not end")
+
+// establish starts to relay and stays until the negotiation's result is complete, for
+// the table and the log.
+func (s *Stack) establish(c *conn, neg negotiator) {
+	e := c.settle(neg)
+	if !e.encrypted {
+		keepAlive(c.wire.ep, wireKeepaliveIdle, wireKeepaliveInterval, wireKeepaliveCount)
+	}
+	c.start()
+	if e.encrypted {
+		timer := time.NewTimer(encryptTime)
+		defer timer.Stop()
+		select {
+		case <-readyOf(c.wire.ep):
+		case <-timer.C:
+		case <-s.stop:
+		}
+		e = c.settle(neg)
+	}
+	s.logOpen(c, e)
+}
+
+// legState is an endpoint's state as a dial sees it.
+type legState uint8
+
+const (
+	legOpening legState = iota
+	legOpen             // or was, and is closing by FIN
+	legFailed
+)
+
+func stateOf(ep tcpip.Endpoint) legState {
+	switch tcp.EndpointState(ep.State()) {
+	case tcp.StateInitial, tcp.StateBound, tcp.StateConnecting, tcp.StateSynSent, tcp.StateSynRecv, tcp.StateListen:
+		return legOpening
+	case tcp.StateError, tcp.StateClose:
+		return legFailed
+	default:
+		return legOpen
+	}
+}
+
+// localPort returns the port that ep is bound to, 0 if none.
+func localPort(ep tcpip.Endpoint) uint16 {
+	if ep == nil {
+		return 0
+	}
+	a, err := ep.GetLocalAddress()
+	if err != nil {
+		return 0
+	}
+	return a.Port
+}
+
+func keepAlive(ep tcpip.Endpoint, idle, interval time.Duration, count int) {
+	i, n := tcpip.KeepaliveIdleOption(idle), tcpip.KeepaliveIntervalOption(interval)
+	for _, err := range []tcpip.Error{
+		ep.SetSockOpt(&i), ep.SetSockOpt(&n), ep.SetSockOptInt(tcpip.KeepaliveCountOption, count),
+	} {
+		if err != nil {
+			return // the endpoint is gone already
+		}
+	}
+	ep.SocketOptions().SetKeepAlive(true)
+}

@@ -1,0 +1,130 @@
+package stack
+
+import (
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
+	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
+)
+
+// newTCP makes the TCP of the stack: ours, with ENO on the wire side's legs and the
+// path MTU of each side.
+func (s *Stack) newTCP() nstack.TransportProtocolFactory {
+	return tcp.NewProtocolWithOptions(tcp.Options{Extension: extension{s}, MTU: s.mtu})
+}
+
+// mtu is the MTU, in bytes, of the side that a connection is on.
+func (s *Stack) mtu(local, remote netip.Addr) uint32 {
+	if s.isStack(local) && s.opt.WireMTU != nil {
+		if mtu := s.opt.WireMTU(remote); mtu != 0 {
+			return mtu
+		}
+	}
+	return s.opt.MTU
+}
+
+// An extension gives the wire side of an inbound connection the Negotiator that
+// acceptIn made. Outbound wire sides are given theirs before they connect, and host
+// sides have none.
+type extension struct{ s *Stack }
+
+// Active implements tcp.Extension.
+func (extension) Active(tcp.Conn) tcp.Negotiator { return nil }
+
+// Passive implements tcp.Extension.
+func (e extension) Passive(c tcp.Conn, _ []byte) tcp.Negotiator {
+	p := e.s.syns.get(nstack.TransportEndpointID{
+		LocalAddress: fromAddr(c.Local.Addr()), LocalPort: c.Local.Port(),
+		RemoteAddress: fromAddr(c.Remote.Addr()), RemotePort: c.Remote.Port(),
+	})
+	if p == nil || p.dir != Inbound || p.neg == nil {
+		return nil
+	}
+	return p.neg
+}
+
+// A negotiator is ENO for one connection, and what it came to.
+type negotiator interface {
+	tcp.Negotiator
+	Outcome() (tcpcrypt.Outcome, bool)
+	TCPCryptSession() *tcpcrypt.Session // nil before the key exchange is complete
+}
+
+// newNegotiator makes what negotiates for a wire side under rule; nil under bypass.
+func newNegotiator(_ Rule, _ bool) negotiator {
+	return nil // TODO: ENO; until then all connections go in clear
+}
+
+// setNegotiator makes neg negotiate for ep, which is not connected yet; nil makes ep plain.
+func setNegotiator(ep tcpip.Endpoint, neg negotiator) {
+	se, ok := tcp.AsSecure(ep)
+	switch {
+	case !ok:
+	case neg == nil:
+		se.SetNegotiator(nil) // not an interface that holds nil
+	default:
+		se.SetNegotiator(neg)
+	}
+}
+
+// decidedOf is closed when ep is established and it is known whether it is encrypted, or
+// has failed; nil if ep is plain.
+func decidedOf(ep tcpip.Endpoint) <-chan struct{} {
+	if se, ok := tcp.AsSecure(ep); ok {
+		return se.Decided()
+	}
+	return nil
+}
+
+// decided reports whether decidedOf(ep) is closed or nil.
+func decided(ep tcpip.Endpoint) bool {
+	select {
+	case <-decidedOf(ep):
+		return true
+	default:
+		return decidedOf(ep) == nil
+	}
+}
+
+// readyOf is closed when ep carries plaintext, or has failed; nil if it is plain.
+func readyOf(ep tcpip.Endpoint) <-chan struct{} {
+	if se, ok := tcp.AsSecure(ep); ok {
+		return se.Ready()
+	}
+	return nil
+}
+
+// settle records what neg, nil for none, came to. Called when ENO has decided, and
+// again when the key exchange is complete.
+func (c *conn) settle(neg negotiator) encryption {
+	e := encryption{reason: reasonPolicy}
+	if neg != nil {
+		o, decided := neg.Outcome()
+		switch {
+		case !decided:
+			e.reason = reasonOpening
+		case !o.Encrypted:
+			e.reason = o.Reason
+		default:
+			e = encryption{encrypted: true, role: o.Role, tep: o.TEP, resumed: o.Resumed}
+			if session := neg.TCPCryptSession(); session != nil {
+				id := session.ID()
+				e.aead, e.sessionID = session.AEAD(), id[:]
+			}
+		}
+	}
+	c.decide(e)
+	return e
+}
+
+// secureError returns the cause for which ep's protection failed, nil if it has none or
+// did not fail.
+func secureError(ep tcpip.Endpoint) error {
+	if se, ok := tcp.AsSecure(ep); ok {
+		return se.Err()
+	}
+	return nil
+}
