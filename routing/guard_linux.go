@@ -1,9 +1,9 @@
 package routing
 
 import (
-	"errors"
 	"fmt"
 	"iter"
+	"path"
 	"slices"
 	"strings"
 
@@ -249,12 +249,26 @@ func (g *guard) notes() ([]setting, error) {
 	var all []setting
 	for _, r := range rules {
 		comment := strings.TrimRight(string(userdata.Get(r.UserData, userdata.TypeComment)), "\x00")
-		path, values, ok1 := strings.Cut(comment, "=")
-		old, now, ok2 := strings.Cut(values, "->")
-		if !ok1 || !ok2 || !strings.HasPrefix(path, "net/") || strings.Contains(path, "..") {
-			return nil, errors.New("unreadable note " + comment)
+		s, err := parseNote(comment)
+		if err != nil {
+			return nil, err
 		}
-		all = append(all, setting{sysctlPath(path), old, now})
+		all = append(all, s)
 	}
 	return all, nil
+}
+
+// parseNote reads what note writes. Names of devices may have anything but a slash in
+// them; values have neither an equals sign nor an arrow.
+func parseNote(comment string) (setting, error) {
+	at := strings.LastIndexByte(comment, '=')
+	if at < 0 {
+		return setting{}, fmt.Errorf("unreadable note %q", comment)
+	}
+	file, values := comment[:at], comment[at+1:]
+	old, now, ok := strings.Cut(values, "->")
+	if !ok || !strings.HasPrefix(file, "net/") || path.Clean(file) != file {
+		return setting{}, fmt.Errorf("unreadable note %q", comment)
+	}
+	return setting{sysctlPath(file), old, now}, nil
 }

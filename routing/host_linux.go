@@ -18,8 +18,9 @@ type Host struct {
 	nat     *nat
 	watcher *watcher
 
-	mu sync.Mutex // guards tx
-	tx tx
+	mu     sync.Mutex // guards what follows
+	tx     tx
+	closed bool
 }
 
 // Apply makes the kernel capture what c says into the device named c.Interface,
@@ -180,12 +181,12 @@ func (h *Host) step(ctx context.Context, c change) error {
 func (h *Host) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.kernel == nil {
+	if h.closed {
 		return nil
 	}
+	h.closed = true
 	err := h.tx.rollback()
 	h.kernel.close()
-	h.kernel = nil
 	return err
 }
 

@@ -120,6 +120,9 @@ func Clean(ctx context.Context, log *slog.Logger) error {
 	if err := errors.Join(k.clearSlot(slot0), k.clearSlot(slot1)); err != nil {
 		return &Error{What: "remove routing rules of an earlier instance", Err: err, Fix: fix(err)}
 	}
+	if err := forgetFlows(l.link...); err != nil {
+		return err
+	}
 	g, err := newGuard()
 	if err == nil {
 		err = g.remove()

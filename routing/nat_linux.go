@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,7 +76,7 @@ func outsideChain(c Config) nftChain {
 func (n *nat) forwardChains(c Config) []nftChain {
 	forward := nftChain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
 	strangers := nftChain{name: "strangers"}
-	forward.rules = append(forward.rules, rule("", iif(c.Interface), goBack()))
+	var strict []nftRule
 	strangers.rules = append(strangers.rules, rule("answers to S", oif(c.Interface), ctReply(), goBack()))
 	for _, v := range []int{4, 6} {
 		f := c.family(v)
@@ -86,9 +87,12 @@ func (n *nat) forwardChains(c Config) []nftChain {
 		if set := n.closed[v]; set != nil {
 			from = term{from.text + " " + iifIn(set).text, append(from.exprs, iifIn(set).exprs...)}
 		}
-		forward.rules = append(forward.rules, rule("would not be forwarded without us", from, jump(strangers.name)))
+		invalid := ctBits("ct state invalid", expr.CtKeySTATE, expr.CtStateBitINVALID)
+		forward.rules = append(forward.rules, rule("would leave untranslated", iif(c.Interface), saddr(f.stack), invalid, drop()))
+		strict = append(strict, rule("would not be forwarded without us", from, jump(strangers.name)))
 		strangers.rules = append(strangers.rules, rule("inbound", oif(c.Interface), ctRedirected(), daddr(f.stack), goBack()))
 	}
+	forward.rules = append(append(forward.rules, rule("", iif(c.Interface), goBack())), strict...)
 	strangers.rules = append(strangers.rules, rule("not a router because of us", drop()))
 	return []nftChain{strangers, forward}
 }

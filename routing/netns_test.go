@@ -480,12 +480,12 @@ func dialBriefly(t *testing.T, in *netNS, to string) <-chan dialled {
 func (h *Host) crash() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.kernel == nil {
+	if h.closed {
 		return nil
 	}
+	h.closed = true
 	err := errors.Join(h.watcher.close(), h.nat.conn.CloseLasting())
 	h.kernel.close()
-	h.kernel = nil
 	return err
 }
 

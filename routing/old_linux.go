@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -135,14 +136,19 @@ func (h *Host) Existing(ctx context.Context) ([]Flow, error) {
 	return found, ctx.Err()
 }
 
-// forgetFlows takes our marks off the connections that have any, and makes conntrack
-// forget those of S, which lead nowhere now.
 func (h *Host) forgetFlows() error {
+	c := h.config
+	return forgetFlows(c.Host4, c.Stack4, c.Host6, c.Stack6)
+}
+
+// forgetFlows takes our marks off the connections that have any, and makes conntrack
+// forget those of the link, which lead nowhere now.
+func forgetFlows(link ...netip.Addr) error {
 	clear := map[tuple]uint32{}
 	var dead []tuple
 	err := flows(0, func(f ctFlow) {
 		switch {
-		case h.onLink(f.orig.src.Addr()) || h.onLink(f.reply.src.Addr()):
+		case slices.Contains(link, f.orig.src.Addr()) || slices.Contains(link, f.reply.src.Addr()):
 			dead = append(dead, f.orig)
 		case f.mark&(mark|oldMark) != 0:
 			clear[f.orig] = 0

@@ -115,6 +115,10 @@ type Config struct {
 // its own, and the priorities of one start are a small fixed range.
 const maxOutbound = slotSize - capturePriority - 1
 
+// The kernel switches IPv6 off on a device with a smaller MTU than minMTU (RFC 8200,
+// section 5), and a TUN takes no larger packet than IPv4 can say.
+const minMTU, maxMTU = 1280, 65535
+
 // maxFIBRules bounds what a Config compiles to. The kernel walks the list for every
 // route lookup it has not cached.
 const maxFIBRules = 4096
@@ -130,6 +134,9 @@ func (c Config) Validate() error {
 	}
 	if !c.family(4).on() && !c.family(6).on() {
 		return bad("give host4 and stack4, or host6 and stack6", "the link has no addresses")
+	}
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
+		return bad("leave mtu out, or give a larger one", "mtu %d, want %d to %d", c.MTU, minMTU, maxMTU)
 	}
 	for _, v := range []int{4, 6} {
 		f := c.family(v)
