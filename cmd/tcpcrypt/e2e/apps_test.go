@@ -192,3 +192,12 @@ func mustEnd(t *testing.T, who string, conn net.Conn) {
 		t.Fatalf("%s: read %q, %v; want the end of file", who, got, err)
 	}
 }
+
+// mustReadAll reads exactly that and then the end of file.
+func mustReadAll(t *testing.T, conn net.Conn, want []byte) {
+	t.Helper()
+	got, err := io.ReadAll(conn)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("program read %d bytes, %v; want %d and the end", len(got), err, len(want))
+	}
+}

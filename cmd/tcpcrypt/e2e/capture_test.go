@@ -80,3 +80,5 @@ func byFlow(all []wirepeer.Segment) map[flowID][]wirepeer.Segment {
 	}
 	return flows
 }
+
+func hasENO(s wirepeer.Segment) bool { return s.HasENO() }
