@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/daemon"
+)
+
+func newUp() *cobra.Command {
+	var file, socket, level string
+	cmd := &cobra.Command{
+		Use:   "up -c FILE",
+		Short: "Encrypt what the configuration names, until stopped",
+		Long: `Captures the TCP connections that the configuration's rules name, and encrypts those whose other end can. Stays in
+the foreground and logs to standard error; one line with the word 'ready' says that everything stands. SIGINT or
+SIGTERM stops it: captured connections are reset, and everything that was changed on the host is undone.
+
+Needs root, or CAP_NET_ADMIN over the network namespace.`,
+		Example: `  sudo tcpcrypt up -c tcpcrypt.toml
+
+  # tcpcrypt.toml: web and database between two subnets, never in clear
+  [[outbound]]
+  to     = ["10.20.0.0/16"]
+  ports  = ["80", "5432"]
+  policy = "require"           # or opportunistic, bypass
+
+  [[inbound]]
+  ports  = ["80", "5432"]
+  policy = "require"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := parseLevel(level)
+			if err != nil {
+				return err
+			}
+			c, err := readConfig(cmd.ErrOrStderr(), file)
+			if err != nil {
+				return err
+			}
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: l}))
+			return daemon.Run(cmd.Context(), daemon.Options{Config: c, Socket: socket, Log: log})
+		},
+	}
+	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE`")
+	cmd.Flags().StringVar(&socket, "socket", control.DefaultSocket(), "`PATH` of the control socket")
+	cmd.Flags().StringVar(&level, "log-level", "info", "least `LEVEL` to log: debug, info, warn or error")
+	_ = cmd.MarkFlagRequired("config") // fails only for flags that are not there
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		_, err := parseLevel(level)
+		return err
+	}
+	return cmd
+}
+
+func parseLevel(s string) (l slog.Level, err error) {
+	if err := l.UnmarshalText([]byte(s)); err != nil {
+		return l, fmt.Errorf("--log-level %s: want debug, info, warn or error", s)
+	}
+	return l, nil
+}

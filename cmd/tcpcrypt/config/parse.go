@@ -1,0 +1,311 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tcpcrypt/tcpcrypt/routing"
+	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
+)
+
+const (
+	minMTU = 1280 // IPv6's least
+	maxMTU = 65535
+
+	maxName = 15 // IFNAMSIZ - 1
+)
+
+// Parse reads a configuration. With problems there is no Config. file is only for the
+// problems' texts.
+func Parse(file string, data []byte) (*Config, []Problem) {
+	if !utf8.Valid(data) {
+		line := 1
+		for rest := data; ; {
+			c, n := utf8.DecodeRune(rest)
+			if c == utf8.RuneError && n <= 1 {
+				break
+			}
+			if c == '\n' {
+				line++
+			}
+			rest = rest[n:]
+		}
+		return nil, []Problem{{File: file, Line: line, Text: "not UTF-8 text"}}
+	}
+	var doc map[string]any
+	if err := toml.Unmarshal(data, &doc); err != nil {
+		p := Problem{File: file, Line: 1, Text: strings.TrimPrefix(err.Error(), "toml: ")}
+		var de *toml.DecodeError
+		if errors.As(err, &de) {
+			p.Line, _ = de.Position()
+			p.Key = strings.Join(de.Key(), ".")
+		}
+		return nil, []Problem{p}
+	}
+	r := &reader{file: file, lines: lines(data)}
+	c := Default()
+	root := r.root(doc, "interface", "crypto", "outbound", "inbound")
+	c.readInterface(root.table("interface", "name", "host4", "stack4", "host6", "stack6", "mtu", "on_exit"))
+	c.readCrypto(root.table("crypto", "teps", "aeads", "resumption", "nonce"))
+	for _, t := range root.tables("outbound", "to", "except", "ports", "policy") {
+		c.Outbound = append(c.Outbound, readOutbound(t))
+	}
+	for _, t := range root.tables("inbound", "ports", "policy", "deliver", "proxy_protocol") {
+		c.Inbound = append(c.Inbound, readInbound(t))
+	}
+	if len(c.Outbound) == 0 && len(c.Inbound) == 0 && len(r.problems) == 0 {
+		r.add("", "there is nothing to do: want at least one [[outbound]] or [[inbound]] rule")
+	}
+	if len(r.problems) == 0 {
+		// What only the whole can tell.
+		if err := c.Routing().Validate(); err != nil {
+			r.add("", "%v", err)
+		}
+	}
+	if len(r.problems) > 0 {
+		sortProblems(r.problems)
+		return nil, r.problems
+	}
+	return c, nil
+}
+
+// Routing is the part of the configuration that the host's network is set up from.
+func (c *Config) Routing() routing.Config {
+	return routing.Config{
+		Interface: c.Interface.Name,
+		Host4:     c.Interface.Host4, Stack4: c.Interface.Stack4,
+		Host6: c.Interface.Host6, Stack6: c.Interface.Stack6,
+		MTU:      c.Interface.MTU,
+		Outbound: c.Outbound, Inbound: c.Inbound,
+	}
+}
+
+func (c *Config) readInterface(t table) {
+	i := &c.Interface
+	if s, ok := t.str("name"); ok {
+		i.Name = s
+		if bad := badName(s); bad != "" {
+			t.add("name", "%q %s", s, bad)
+		}
+	}
+	for _, a := range []struct {
+		key  string
+		addr *netip.Addr
+		v4   bool
+	}{{"host4", &i.Host4, true}, {"stack4", &i.Stack4, true}, {"host6", &i.Host6, false}, {"stack6", &i.Stack6, false}} {
+		s, ok := t.str(a.key)
+		if !ok {
+			continue
+		}
+		addr, err := netip.ParseAddr(s)
+		family := map[bool]string{true: "IPv4", false: "IPv6"}[a.v4]
+		switch {
+		case err != nil, addr.Is4() != a.v4, addr.Zone() != "":
+			t.add(a.key, "%q is not an %s address; want one without prefix length, such as %q", s, family, a.addr.String())
+		case addr.IsUnspecified(), addr.IsMulticast(), addr.IsLoopback(), addr.IsLinkLocalUnicast():
+			t.add(a.key, "%s cannot be the address of a link; want an otherwise unused one, such as %q", s, a.addr.String())
+		default:
+			*a.addr = addr
+		}
+	}
+	if i.Host4 == i.Stack4 {
+		t.add("stack4", "is the same address as host4; want two, both otherwise unused")
+	}
+	if i.Host6 == i.Stack6 {
+		t.add("stack6", "is the same address as host6; want two, both otherwise unused")
+	}
+	if n, ok := t.integer("mtu"); ok {
+		if n < minMTU || n > maxMTU {
+			t.add("mtu", "%d is out of range; want %d to %d bytes", n, minMTU, maxMTU)
+		} else {
+			i.MTU = int(n)
+		}
+	}
+	if s, ok := t.str("on_exit"); ok {
+		switch s {
+		case "open":
+		case "closed":
+			t.add("on_exit", `"closed" is not there yet in this version; want "open"`)
+		default:
+			t.add("on_exit", `unknown value %q; want "open"`, s)
+		}
+	}
+}
+
+func badName(s string) string {
+	switch {
+	case s == "", s == ".", s == "..", s == "lo", s == "all", s == "default":
+		return `cannot name a device; want something like "tcpcrypt0"`
+	case len(s) > maxName:
+		return fmt.Sprintf("is too long for a device; want at most %d bytes", maxName)
+	case strings.ContainsFunc(s, func(r rune) bool {
+		return r == '/' || r == ':' || r == '%' || unicode.IsSpace(r) || !unicode.IsPrint(r)
+	}):
+		return `cannot name a device; want letters, digits, "-", "_" and "." only`
+	}
+	return ""
+}
+
+func (c *Config) readCrypto(t table) {
+	if ss, ok := t.strings("teps"); ok {
+		c.Crypto.TEPs = names(t, "teps", ss, tcpcrypt.ParseTEP, tcpcrypt.TEPs())
+	}
+	if ss, ok := t.strings("aeads"); ok {
+		c.Crypto.AEADs = names(t, "aeads", ss, tcpcrypt.ParseAEAD, tcpcrypt.AEADs())
+	}
+	if b, ok := t.boolean("resumption"); ok {
+		c.Crypto.Resumption = b
+	}
+	if n, ok := t.integer("nonce"); ok {
+		if n < 0 || n > 8 {
+			t.add("nonce", "%d is out of range; want 0 to 8 bytes", n)
+		} else {
+			c.Crypto.Nonce = int(n)
+		}
+	}
+}
+
+// names reads a list of names, each at most once and at least one.
+func names[T interface {
+	comparable
+	fmt.Stringer
+}](t table, key string, ss []item, parse func(string) (T, error), all []T) (vs []T) {
+	var want []string
+	for _, v := range all {
+		want = append(want, v.String())
+	}
+	list := strings.Join(want, ", ")
+	if len(ss) == 0 {
+		t.add(key, "is empty; want some of: %s", list)
+	}
+	for _, it := range ss {
+		i, s := it.at, it.s
+		v, err := parse(s)
+		switch {
+		case err != nil:
+			t.add(element(key, i), "unknown name %q; one of: %s", s, list)
+		case slices.Contains(vs, v):
+			t.add(element(key, i), "%q is there twice; want each once, most preferred first", s)
+		default:
+			vs = append(vs, v)
+		}
+	}
+	return vs
+}
+
+func readOutbound(t table) (o routing.Outbound) {
+	o.To = prefixes(t, "to")
+	if ss, given := t.strings("to"); !given || len(ss) == 0 {
+		t.addIfAbsent("to", `is missing; want destinations, such as ["10.20.0.0/16", "2001:db8::/32"]`)
+	}
+	o.Except = prefixes(t, "except")
+	if v := t.value("ports"); v != nil {
+		if o.Ports = ports(t); len(o.Ports) == 0 && !t.hasProblem("ports") {
+			t.add("ports", `is empty; want ports such as ["80", "9000-9100"], or leave it out for all`)
+		}
+	}
+	o.Policy = policy(t)
+	return o
+}
+
+func readInbound(t table) (in routing.Inbound) {
+	if in.Ports = ports(t); len(in.Ports) == 0 && !t.hasProblem("ports") {
+		t.addIfAbsent("ports", `is missing; want local ports, such as ["80", "9000-9100"]`)
+	}
+	in.Policy = policy(t)
+	if s, ok := t.str("deliver"); ok {
+		switch s {
+		case "transparent":
+		case "loopback":
+			t.add("deliver", `"loopback" is not there yet in this version; want "transparent"`)
+		default:
+			t.add("deliver", `unknown way %q; want "transparent"`, s)
+		}
+	}
+	if b, ok := t.boolean("proxy_protocol"); ok && b {
+		t.add("proxy_protocol", `goes with deliver = "loopback", which is not there yet in this version`)
+	}
+	return in
+}
+
+func policy(t table) routing.Policy {
+	s, ok := t.str("policy")
+	if !ok {
+		return routing.Opportunistic
+	}
+	p, err := routing.ParsePolicy(s)
+	if err != nil {
+		t.add("policy", "unknown policy %q; one of: opportunistic, require, bypass", s)
+	}
+	return p
+}
+
+func prefixes(t table, key string) (ps []netip.Prefix) {
+	ss, _ := t.strings(key)
+	for _, it := range ss {
+		p, text := prefix(it.s)
+		if text != "" {
+			t.add(element(key, it.at), "%s", text)
+			continue
+		}
+		ps = append(ps, p)
+	}
+	return ps
+}
+
+// prefix reads a prefix or a single address; text says what is wrong.
+func prefix(s string) (p netip.Prefix, text string) {
+	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
+		if addr.Is4In6() {
+			return p, fmt.Sprintf("%q is an IPv4 address in IPv6's clothes; want %q", s, addr.Unmap())
+		}
+		return netip.PrefixFrom(addr, addr.BitLen()), ""
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, fmt.Sprintf(`%q is neither a prefix nor an address; want one such as "10.20.0.0/16", "192.0.2.7" or "2001:db8::/32"`, s)
+	case p.Addr().Is4In6():
+		return p, fmt.Sprintf("%q is an IPv4 prefix in IPv6's clothes; want it in IPv4's", s)
+	case p != p.Masked():
+		return p, fmt.Sprintf("%q has bits set beyond its length; want %q, or %q for that address alone", s, p.Masked(), p.Addr())
+	}
+	return p, ""
+}
+
+// ports reads "ports": strings, or numbers for single ones.
+func ports(t table) (rs []routing.PortRange) {
+	v := t.value("ports")
+	if v == nil {
+		return nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		t.add("ports", `want a list such as ["80", "9000-9100"], not %s`, kind(v))
+		return nil
+	}
+	for i, e := range list {
+		s, ok := e.(string)
+		if n, number := e.(int64); number {
+			s, ok = fmt.Sprint(n), true
+		}
+		if !ok {
+			t.add(element("ports", i), `want a port or a range such as "80" or "9000-9100", not %s`, kind(e))
+			continue
+		}
+		r, err := routing.ParsePortRange(s)
+		if err != nil {
+			t.add(element("ports", i), `%q is not a port or a range; want one such as "80" or "9000-9100", from 1 to 65535, the smaller first`, s)
+			continue
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}

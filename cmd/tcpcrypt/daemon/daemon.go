@@ -1,0 +1,171 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/config"
+	"github.com/tcpcrypt/tcpcrypt/routing"
+	"github.com/tcpcrypt/tcpcrypt/stack"
+	"github.com/tcpcrypt/tcpcrypt/tun"
+)
+
+// stopLimit bounds each of the two ways of resetting what is captured, at a stop.
+const stopLimit = 3 * time.Second
+
+// Options is what Run needs.
+type Options struct {
+	Config *config.Config
+	Socket string // path of the control socket
+	Log    *slog.Logger
+}
+
+// Run does the daemon's work until ctx ends, and undoes it. nil means that ctx ended
+// it and that all is as before. The line "ready" is logged once everything stands,
+// and no line before has that word.
+func Run(ctx context.Context, o Options) error {
+	d := &daemon{o: o, log: o.Log, conns: make(chan struct{})}
+	err := d.start(ctx)
+	switch {
+	case err == nil:
+		d.log.Info("ready", slog.String("device", d.device.Name()), slog.String("socket", o.Socket),
+			slog.Int("outbound", len(o.Config.Outbound)), slog.Int("inbound", len(o.Config.Inbound)))
+		select {
+		case <-ctx.Done():
+			d.log.Info("stopping")
+		case <-d.device.Closed():
+			err = &Error{What: "go on", Err: d.device.Err(), Fix: "start it again; see what removed or disabled the device"}
+		}
+	case ctx.Err() != nil:
+		err = nil // told to stop before it stood: not a failure, once undone
+	}
+	return errors.Join(err, d.stop())
+}
+
+// A daemon is what start has set up so far.
+type daemon struct {
+	o   Options
+	log *slog.Logger
+
+	config routing.Config
+	table  *routing.Table
+	server *server
+	device *tun.Device
+	host   *routing.Host
+	stack  *stack.Stack
+	conns  chan struct{} // closed once stack is set, or never will be
+}
+
+// start sets everything up, in the order of routing's package comment.
+func (d *daemon) start(ctx context.Context) error {
+	d.config = d.o.Config.Routing()
+	if err := d.leaveOutIPv6(); err != nil {
+		return err
+	}
+	var err error
+	if d.table, err = routing.NewTable(d.config); err != nil {
+		return err
+	}
+	if err := routing.Check(ctx, d.config); err != nil {
+		return err
+	}
+	if d.server, err = listen(d.o.Socket, d.list, d.log); err != nil {
+		return err
+	}
+	if d.device, err = tun.Open(tun.Options{Name: d.config.Interface, MTU: d.config.MTU, Log: d.log}); err != nil {
+		return err
+	}
+	if d.host, err = routing.Apply(ctx, d.config, d.log); err != nil {
+		return err
+	}
+	flows, err := d.host.Existing(ctx)
+	if err != nil {
+		return err
+	}
+	link, err := tun.NewEndpoint(d.device, tun.EndpointOptions{Bypass: d.bypass, Log: d.log})
+	if err != nil {
+		return err
+	}
+	d.stack, err = stack.New(d.stackOptions(link, flows))
+	close(d.conns)
+	if err != nil {
+		link.Close()
+		return &Error{What: "start the TCP stack", Err: err}
+	}
+	return ctx.Err()
+}
+
+// leaveOutIPv6 leaves IPv6's half out where the kernel has none.
+func (d *daemon) leaveOutIPv6() error {
+	if routing.IPv6() {
+		return nil
+	}
+	for i, o := range d.config.Outbound {
+		for _, p := range o.To {
+			if p.Addr().Is6() {
+				return &Error{What: fmt.Sprintf("capture %s (outbound[%d].to)", p, i), Err: errors.New("IPv6 is off here"),
+					Fix: "take the IPv6 prefixes out of the configuration, or turn IPv6 on: sysctl net.ipv6.conf.all.disable_ipv6=0"}
+			}
+		}
+	}
+	d.config.Host6, d.config.Stack6 = netip.Addr{}, netip.Addr{}
+	d.log.Info("IPv6 is off here: only IPv4 is captured")
+	return nil
+}
+
+// stop undoes what start did. It needs no context: it is bounded by itself.
+func (d *daemon) stop() error {
+	var errs []error
+	if d.stack != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+		if err := d.stack.Reset(ctx); err != nil {
+			d.log.Warn("not every connection was reset in time", slog.Any("err", err))
+		}
+		cancel()
+	}
+	if d.host != nil {
+		// What the stack could not reset, before the rules that keep it from leaving go.
+		ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+		if err := d.host.ResetCaptured(ctx); err != nil {
+			d.log.Warn("not every captured socket was reset", slog.Any("err", err))
+		}
+		cancel()
+		errs = append(errs, d.host.Close())
+	}
+	if d.stack != nil {
+		errs = append(errs, d.stack.Close())
+	}
+	if d.device != nil {
+		errs = append(errs, d.device.Close())
+	}
+	if d.server != nil {
+		errs = append(errs, d.server.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// bypass is asked by the device's reader, which New starts before it returns the
+// stack: it waits, so that no packet of an older connection is judged without it.
+func (d *daemon) bypass(packet []byte) bool {
+	<-d.conns
+	return d.stack != nil && d.stack.Bypass(packet)
+}
+
+// An Error is a step that could not be done.
+type Error struct {
+	What string // completes "cannot ..."
+	Err  error
+	Fix  string
+}
+
+func (e *Error) Error() string { return "cannot " + e.What + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Hint returns what to do about it.
+func (e *Error) Hint() string { return e.Fix }
