@@ -40,6 +40,7 @@ const (
 
 // testConfig captures port 80 of the server's network, and offers ports 80 and 22.
 func testConfig(t *testing.T) Config {
+	t.Helper()
 	return Config{
 		Interface: "tct0",
 		Host4:     netip.MustParseAddr(h4), Stack4: netip.MustParseAddr(s4),
@@ -63,20 +64,25 @@ func newScene(t *testing.T) *scene {
 	s := &scene{server: newNS(t, "server"), neighbour: newNS(t, "neighbour")}
 	join(t, end{nil, "up0", []string{"10.1.0.1/16", "fd01::1/64"}}, end{s.server, "srv0", []string{"10.1.0.2/16", "fd01::2/64"}})
 	join(t, end{nil, "lan0", []string{"10.2.0.1/16", "fd02::1/64"}}, end{s.neighbour, "nei0", []string{"10.2.0.2/16", "fd02::2/64"}})
-	s.server.run("ip", "route", "add", "default", "via", "10.1.0.1")
-	s.server.run("ip", "route", "add", "default", "via", "fd01::1")
-	s.neighbour.run("ip", "route", "add", "default", "via", "10.2.0.1")
-	s.neighbour.run("ip", "route", "add", "default", "via", "fd02::1")
+	s.server.ip("route", "add", "default", "via", "10.1.0.1")
+	s.server.ip("route", "add", "default", "via", "fd01::1")
+	s.neighbour.ip("route", "add", "default", "via", "10.2.0.1")
+	s.neighbour.ip("route", "add", "default", "via", "fd02::1")
 	return s
 }
 
 func (s *scene) apply(t *testing.T, c Config) {
 	t.Helper()
+	s.applyTrial(t, c, trial{})
+}
+
+func (s *scene) applyTrial(t *testing.T, c Config, try trial) {
+	t.Helper()
 	if err := Check(t.Context(), c); err != nil {
 		t.Fatalf("Check: %v", err)
 	}
 	s.tun = openTUN(t, c.Interface)
-	h, err := Apply(t.Context(), c, testLog(t))
+	h, err := apply(t.Context(), c, testLog(t), try)
 	if err != nil {
 		t.Fatalf("Apply: %v", err)
 	}
@@ -104,7 +110,7 @@ func at(addr string, port uint16) string {
 // answer is the far end's SYN-ACK to a SYN, written into the host.
 func (s *scene) answer(syn gopacket.Packet) {
 	src, dst := endsOf(syn)
-	s.tun.send(dst.String(), src.String(), "S.", 1000, tcpOf(syn).Seq+1, "")
+	s.tun.send(dst.String(), src.String(), "S.", 1000, tcpOf(syn).Seq+1)
 }
 
 // acceptOne takes one connection and gives the address that its service sees.
@@ -134,7 +140,7 @@ func TestCapturesWhatTheTableSays(t *testing.T) {
 		{To: prefixes("10.1.0.3/32", "fd01::3/128"), Ports: ports(t, "81"), Policy: Opportunistic},
 	}
 	for _, a := range []string{"10.1.0.3/16", "fd01::3/64"} {
-		s.server.run("ip", "addr", "add", a, "dev", "srv0", "nodad")
+		s.server.ip("addr", "add", a, "dev", "srv0", "nodad")
 	}
 	before := snapshot(t)
 	s.apply(t, c)
@@ -230,10 +236,7 @@ func TestOtherProtocolsAreLeftAlone(t *testing.T) {
 		if _, _, err := far.ReadFrom(make([]byte, 10)); err != nil {
 			t.Errorf("UDP to %s: %v", at(p.server, 80), err)
 		}
-		for _, c := range []net.PacketConn{far} {
-			_ = c.Close()
-		}
-		_ = near.Close()
+		_, _ = far.Close(), near.Close()
 		ping(t, p.server)
 	}
 }
@@ -256,7 +259,7 @@ func ping(t *testing.T, addr string) {
 		t.Fatal(err)
 	}
 	msg := []byte{kind, 0, 0, 0, 0, 1, 0, 1}
-	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{}}
+	var to unix.Sockaddr
 	if a.Is4() {
 		msg[2], msg[3] = 0xf7, 0xfd // checksum of the rest; the kernel makes that of ICMPv6
 		to = &unix.SockaddrInet4{Addr: a.As4()}

@@ -84,6 +84,7 @@ func walk(rules []fibRule, dst netip.AddrPort, alive bool) string {
 			continue
 		}
 		switch r.action {
+		case actionNop:
 		case actionLookup:
 			if alive {
 				return toDevice

@@ -253,9 +253,9 @@ func TestResetCaptured(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.tun.send(at(p.server, 4444), at(p.h, 80), "S", 1, 0, "")
+		s.tun.send(at(p.server, 4444), at(p.h, 80), "S", 1, 0)
 		synAck := s.tun.want(at(p.h, 80) + " > * <S.>")
-		s.tun.send(at(p.server, 4444), at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1, "")
+		s.tun.send(at(p.server, 4444), at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1)
 		inbound, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)

@@ -25,7 +25,7 @@ type closedDevice struct {
 	name    string
 }
 
-func newForwarding(c Config, s *sysctls, n *nat) *forwarding {
+func newForwarding(c Config, s *sysctls, n *nat, oneSwitch bool) *forwarding {
 	f := &forwarding{device: c.Interface, sysctls: s, nat: n, knob: map[int]string{}, closed: map[closedDevice]bool{}}
 	if c.family(4).on() {
 		f.on, f.knob[4] = append(f.on, 4), "forwarding" // IPv4 asks the device that a packet came in by
@@ -34,21 +34,30 @@ func newForwarding(c Config, s *sysctls, n *nat) *forwarding {
 		f.on = append(f.on, 6)
 		// Since Linux 6.17. Before, only the switch for all devices lets packets pass, and
 		// makes a router of the host also in how it treats router advertisements.
-		if sysctlPath("net/ipv6/conf/all/force_forwarding").exists() {
+		if !oneSwitch && conf(6, "all", "force_forwarding").exists() {
 			f.knob[6] = "force_forwarding"
 		}
 	}
 	return f
 }
 
-// perDevice are the IP versions in which devices can be told apart.
-func (f *forwarding) perDevice() (vs []int) {
+// closing gives the IP versions in which forwarding is closed to strangers: by device,
+// or by all devices.
+func (f *forwarding) closing() (perDevice, all []int, err error) {
 	for _, v := range f.on {
 		if f.knob[v] != "" {
-			vs = append(vs, v)
+			perDevice = append(perDevice, v)
+			continue
+		}
+		now, err := conf(v, "all", "forwarding").read()
+		if err != nil {
+			return nil, nil, err
+		}
+		if now == "0" { // else the host is a router without us
+			all = append(all, v)
 		}
 	}
-	return vs
+	return perDevice, all, nil
 }
 
 // deviceSettings are the sysctls of our own device, with which they go. They are made

@@ -27,10 +27,16 @@ type Host struct {
 // which must exist. Leftovers of a killed instance are taken over. On failure
 // everything is undone and the error, an *Error, names the step.
 func Apply(ctx context.Context, c Config, log *slog.Logger) (*Host, error) {
-	return apply(ctx, c, log, nil)
+	return apply(ctx, c, log, trial{})
 }
 
-func apply(ctx context.Context, c Config, log *slog.Logger, fail func(what string) error) (*Host, error) {
+// A trial makes Apply meet what a test cannot bring about otherwise.
+type trial struct {
+	fail      func(what string) error // makes a step fail
+	oneSwitch bool                    // IPv6 forwarding has no switch per device
+}
+
+func apply(ctx context.Context, c Config, log *slog.Logger, try trial) (*Host, error) {
 	table, err := NewTable(c)
 	if err != nil {
 		return nil, err
@@ -39,8 +45,8 @@ func apply(ctx context.Context, c Config, log *slog.Logger, fail func(what strin
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{config: c, table: table, log: log, kernel: k, tx: tx{fix: fix, fail: fail}}
-	if err := h.start(ctx); err != nil {
+	h := &Host{config: c, table: table, log: log, kernel: k, tx: tx{fix: fix, fail: try.fail}}
+	if err := h.start(ctx, try); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil
@@ -57,7 +63,7 @@ func apply(ctx context.Context, c Config, log *slog.Logger, fail func(what strin
 //	rules                    behind a gate, which is opened last
 //	the way in
 //	leftovers of others      when nothing can fail any more
-func (h *Host) start(ctx context.Context) error {
+func (h *Host) start(ctx context.Context, try trial) error {
 	k, c := h.kernel, h.config
 	if err := k.checkApply(c); err != nil {
 		return err
@@ -90,7 +96,7 @@ func (h *Host) start(ctx context.Context) error {
 	base := left.freeSlot()
 	p := compile(c, base)
 	sys, fwdSys := &sysctls{note: g.note}, &sysctls{note: g.note}
-	fwd := newForwarding(c, fwdSys, n)
+	fwd := newForwarding(c, fwdSys, n, try.oneSwitch)
 
 	steps := []change{{
 		what: "track connections",
@@ -124,7 +130,13 @@ func (h *Host) start(ctx context.Context) error {
 		undo: sys.restore,
 	}, change{
 		what: "add filters and source NAT",
-		do:   func() error { return n.addFilters(c, fwd.perDevice()) },
+		do: func() error {
+			perDevice, all, err := fwd.closing()
+			if err != nil {
+				return err
+			}
+			return n.addFilters(c, perDevice, all)
+		},
 	}, change{
 		what: "switch on forwarding",
 		do: func() error {

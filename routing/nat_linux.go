@@ -3,6 +3,7 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -29,7 +30,7 @@ type nat struct {
 	conn  *nftables.Conn
 	table *nftables.Table
 	// closed holds, per IP version, the devices on which the host would not forward but
-	// for us; nil where forwarding per device does not exist, and all count as closed.
+	// for us, if they can be told apart.
 	closed map[int]*nftables.Set
 }
 
@@ -73,7 +74,7 @@ func outsideChain(c Config) nftChain {
 // forwardChains keep the host from routing for strangers where it does forward only
 // because we need it. Packets of the device pass; to the device may go what answers
 // them, and what our redirection sends to S.
-func (n *nat) forwardChains(c Config) []nftChain {
+func (n *nat) forwardChains(c Config, all []int) []nftChain {
 	forward := nftChain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
 	strangers := nftChain{name: "strangers"}
 	var strict []nftRule
@@ -84,11 +85,15 @@ func (n *nat) forwardChains(c Config) []nftChain {
 			continue
 		}
 		from := ipVersion(v)
-		if set := n.closed[v]; set != nil {
+		set := n.closed[v]
+		if set != nil {
 			from = term{from.text + " " + iifIn(set).text, append(from.exprs, iifIn(set).exprs...)}
 		}
 		invalid := ctBits("ct state invalid", expr.CtKeySTATE, expr.CtStateBitINVALID)
 		forward.rules = append(forward.rules, rule("would leave untranslated", iif(c.Interface), saddr(f.stack), invalid, drop()))
+		if set == nil && !slices.Contains(all, v) {
+			continue
+		}
 		strict = append(strict, rule("would not be forwarded without us", from, jump(strangers.name)))
 		strangers.rules = append(strangers.rules, rule("inbound", oif(c.Interface), ctRedirected(), daddr(f.stack), goBack()))
 	}
@@ -148,8 +153,8 @@ func addChains(conn *nftables.Conn, t *nftables.Table, chains ...nftChain) error
 }
 
 // addFilters makes everything but the way in. perDevice are the IP versions in which
-// devices are told apart.
-func (n *nat) addFilters(c Config, perDevice []int) error {
+// devices are told apart, all those in which every device is closed to strangers.
+func (n *nat) addFilters(c Config, perDevice, all []int) error {
 	for _, v := range perDevice {
 		set, err := nameSet(n.conn, n.table, fmt.Sprintf("closed%d", v))
 		if err != nil {
@@ -160,7 +165,7 @@ func (n *nat) addFilters(c Config, perDevice []int) error {
 	if err := n.conn.Flush(); err != nil {
 		return err
 	}
-	chains := append([]nftChain{outsideChain(c)}, n.forwardChains(c)...)
+	chains := append([]nftChain{outsideChain(c)}, n.forwardChains(c, all)...)
 	return addChains(n.conn, n.table, append(chains, sourceChain(c))...)
 }
 

@@ -52,14 +52,12 @@ func inUserNetns(t *testing.T) bool {
 		return inChild(t, true, nil)
 	}
 	// nobody may not open /dev/net/tun everywhere, so there is another one for it.
-	dir, err := os.MkdirTemp("", "tcpcrypt-tun")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	dir := t.TempDir()
 	dev := filepath.Join(dir, "tun")
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := unix.Mknod(dev, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil {
 		t.Fatalf("make %s: %v", dev, err)
@@ -151,10 +149,7 @@ func (n *netNS) do(f func()) {
 	<-done
 }
 
-func (n *netNS) run(name string, arg ...string) (out string) {
-	n.do(func() { out = run(n.t, name, arg...) })
-	return out
-}
+func (n *netNS) ip(arg ...string) { n.do(func() { run(n.t, "ip", arg...) }) }
 
 func (n *netNS) listen(addr string) net.Listener {
 	n.t.Helper()
@@ -208,7 +203,7 @@ func (e end) ip(t *testing.T, arg ...string) {
 	if e.ns == nil {
 		run(t, "ip", arg...)
 	} else {
-		e.ns.run("ip", arg...)
+		e.ns.ip(arg...)
 	}
 }
 
@@ -224,6 +219,20 @@ func join(t *testing.T, a, b end) {
 			e.ip(t, "addr", "add", addr, "dev", e.dev, "nodad")
 		}
 		e.ip(t, "link", "set", e.dev, "up")
+	}
+	for _, e := range []end{a, b} { // the kernel takes its time to say so, and lists routes as down until then
+		eventually(t, e.dev+" is up", func() (up bool) {
+			look := func() {
+				i, err := net.InterfaceByName(e.dev)
+				up = err == nil && i.Flags&net.FlagRunning != 0
+			}
+			if e.ns == nil {
+				look()
+			} else {
+				e.ns.do(look)
+			}
+			return up
+		})
 	}
 }
 
@@ -377,14 +386,14 @@ func (d *tunDevice) none(why string) {
 }
 
 // send writes a TCP segment into the host.
-func (d *tunDevice) send(src, dst string, flags string, seq, ack uint32, payload string) {
+func (d *tunDevice) send(src, dst string, flags string, seq, ack uint32) {
 	d.t.Helper()
-	if _, err := d.file.Write(segment(d.t, src, dst, flags, seq, ack, payload)); err != nil {
+	if _, err := d.file.Write(segment(d.t, src, dst, flags, seq, ack)); err != nil {
 		d.t.Fatalf("write to the device: %v", err)
 	}
 }
 
-func segment(t *testing.T, src, dst, flags string, seq, ack uint32, payload string) []byte {
+func segment(t *testing.T, src, dst, flags string, seq, ack uint32) []byte {
 	t.Helper()
 	s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
 	l := &layers.TCP{SrcPort: layers.TCPPort(s.Port()), DstPort: layers.TCPPort(d.Port()), Seq: seq, Ack: ack, Window: 65535,
@@ -403,7 +412,7 @@ func segment(t *testing.T, src, dst, flags string, seq, ack uint32, payload stri
 		t.Fatal(err)
 	}
 	b := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, n, l, gopacket.Payload(payload)); err != nil {
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, n, l); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -458,6 +467,7 @@ func sameAs(t *testing.T, before string) {
 }
 
 func testLog(t *testing.T) *slog.Logger {
+	t.Helper()
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 

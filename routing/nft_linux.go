@@ -297,7 +297,6 @@ func verdict(kind expr.VerdictKind, word, chain string) term {
 }
 
 func accept() term           { return verdict(expr.VerdictAccept, "accept", "") }
-func goTo(chain string) term { return verdict(expr.VerdictGoto, "goto", chain) }
 func drop() term             { return verdict(expr.VerdictDrop, "drop", "") }
 func goBack() term           { return verdict(expr.VerdictReturn, "return", "") }
 func jump(chain string) term { return verdict(expr.VerdictJump, "jump", chain) }

@@ -29,6 +29,7 @@ func failAt(n int) (fail func(string) error, what *string) {
 
 // fullConfig needs every kind of step.
 func fullConfig(t *testing.T) Config {
+	t.Helper()
 	c := testConfig(t)
 	c.MTU = 9000
 	c.Outbound = append([]Outbound{
@@ -52,7 +53,7 @@ func TestFailureAtAnyStepUndoesEverything(t *testing.T) {
 	for n := 0; ; n++ {
 		fail, what := failAt(n)
 		tun := openTUN(t, c.Interface)
-		h, err := apply(t.Context(), c, testLog(t), fail)
+		h, err := apply(t.Context(), c, testLog(t), trial{fail: fail})
 		if *what == "" { // there is no nth step
 			if err != nil {
 				t.Fatal(err)
@@ -94,7 +95,7 @@ func TestFailureAtAnyStepLeavesLeftoversClosed(t *testing.T) {
 	for n := 0; ; n++ {
 		fail, what := failAt(n)
 		tun := openTUN(t, c.Interface)
-		h, err := apply(t.Context(), c, testLog(t), fail)
+		h, err := apply(t.Context(), c, testLog(t), trial{fail: fail})
 		tun.close()
 		if *what == "" {
 			if err != nil {
@@ -123,12 +124,12 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 	tun := openTUN(t, c.Interface)
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0
-	_, err := apply(ctx, c, testLog(t), func(string) error {
+	_, err := apply(ctx, c, testLog(t), trial{fail: func(string) error {
 		if n++; n == 10 {
 			cancel()
 		}
 		return nil
-	})
+	}})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("Apply: %v", err)
 	}
@@ -284,8 +285,8 @@ func TestWithoutIPv6(t *testing.T) {
 	run(t, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "srv0", "netns", fmt.Sprint(s.server.tid))
 	run(t, "ip", "addr", "add", "10.1.0.1/16", "dev", "up0")
 	run(t, "ip", "link", "set", "up0", "up")
-	s.server.run("ip", "addr", "add", "10.1.0.2/16", "dev", "srv0")
-	s.server.run("ip", "link", "set", "srv0", "up")
+	s.server.ip("addr", "add", "10.1.0.2/16", "dev", "srv0")
+	s.server.ip("link", "set", "srv0", "up")
 	before := snapshot(t)
 	s.apply(t, c)
 	s.connect(t, nil, "10.1.0.2:80")

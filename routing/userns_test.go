@@ -24,10 +24,13 @@ func TestInUserNamespace(t *testing.T) {
 	for _, p := range places {
 		s.connect(t, nil, at(p.server, 80))
 		s.server.listen(at(p.server, 81))
-		s.tun.send(at(p.s, 5555), at(p.server, 81), "S", 1, 0, "")
+		s.tun.send(at(p.s, 5555), at(p.server, 81), "S", 1, 0)
 		s.tun.want(at(p.server, 81) + " > " + at(p.s, 5555) + " <S.>")
-		dial(t, s.server, at(p.server, 4444), at(p.host, 80))
-		s.tun.want(at(p.server, 4444) + " > " + at(p.s, 80) + " <S>")
+		c := dial(t, s.server, at(p.server, 4444), at(p.host, 80))
+		s.answer(s.tun.want(at(p.server, 4444) + " > " + at(p.s, 80) + " <S>"))
+		if c := <-c; c.err != nil {
+			t.Error(c.err)
+		}
 	}
 	if err := s.host.ResetCaptured(t.Context()); err != nil {
 		t.Error(err)

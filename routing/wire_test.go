@@ -18,9 +18,9 @@ func TestWireSideLeavesMasqueraded(t *testing.T) {
 	s.apply(t, testConfig(t))
 	for _, p := range places {
 		l := s.server.listen(at(p.server, 80))
-		s.tun.send(at(p.s, 5555), at(p.server, 80), "S", 1, 0, "")
+		s.tun.send(at(p.s, 5555), at(p.server, 80), "S", 1, 0)
 		synAck := s.tun.want(at(p.server, 80) + " > " + at(p.s, 5555) + " <S.>")
-		s.tun.send(at(p.s, 5555), at(p.server, 80), ".", 2, tcpOf(synAck).Seq+1, "")
+		s.tun.send(at(p.s, 5555), at(p.server, 80), ".", 2, tcpOf(synAck).Seq+1)
 		if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.host, 5555)) {
 			t.Errorf("server sees %v, want %s", from, at(p.host, 5555))
 		}
@@ -36,7 +36,7 @@ func TestWireSideHearsRefusal(t *testing.T) {
 	s := newScene(t)
 	s.apply(t, testConfig(t))
 	for _, p := range places {
-		s.tun.send(at(p.s, 5555), at(p.server, 80), "S", 1, 0, "")
+		s.tun.send(at(p.s, 5555), at(p.server, 80), "S", 1, 0)
 		s.tun.want(at(p.server, 80) + " > " + at(p.s, 5555) + " <R.>")
 	}
 }
@@ -66,9 +66,9 @@ func TestInboundGoesToStackAndIsDelivered(t *testing.T) {
 		s.tun.want(at(p.server, 4444) + " > " + at(p.s, 80) + " <.>")
 
 		// The local leg has the client's own address.
-		s.tun.send(at(p.server, 4444), at(p.h, 80), "S", 1, 0, "")
+		s.tun.send(at(p.server, 4444), at(p.h, 80), "S", 1, 0)
 		synAck := s.tun.want(at(p.h, 80) + " > " + at(p.server, 4444) + " <S.>")
-		s.tun.send(at(p.server, 4444), at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1, "")
+		s.tun.send(at(p.server, 4444), at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1)
 		if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.server, 4444)) {
 			t.Errorf("service sees %v, want the client %s", from, at(p.server, 4444))
 		}
@@ -170,7 +170,7 @@ func TestLinkIsNotReachableFromOutside(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	for _, p := range places {
 		for _, dst := range []string{p.h, p.s} {
-			s.neighbour.run("ip", "route", "add", dst, "dev", "nei0", "via", p.lan)
+			s.neighbour.ip("route", "add", dst, "dev", "nei0", "via", p.lan)
 			if c := <-dialBriefly(t, s.neighbour, at(dst, 80)); c.err == nil {
 				t.Errorf("neighbour reaches %s", dst)
 			}
