@@ -20,3 +20,6 @@ type Error struct {
 func (e *Error) Error() string { return "cannot " + e.What + ": " + e.Err.Error() }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// Hint is Fix, for programs that look for a remedy in any error.
+func (e *Error) Hint() string { return e.Fix }

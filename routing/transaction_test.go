@@ -282,11 +282,7 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 	c.Outbound[0].To = prefixes("10.1.0.0/16")
 	s := &scene{server: newNS(t, "server")}
-	run(t, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "srv0", "netns", fmt.Sprint(s.server.tid))
-	run(t, "ip", "addr", "add", "10.1.0.1/16", "dev", "up0")
-	run(t, "ip", "link", "set", "up0", "up")
-	s.server.ip("addr", "add", "10.1.0.2/16", "dev", "srv0")
-	s.server.ip("link", "set", "srv0", "up")
+	join(t, end{nil, "up0", []string{"10.1.0.1/16"}}, end{s.server, "srv0", []string{"10.1.0.2/16"}})
 	before := snapshot(t)
 	s.apply(t, c)
 	s.connect(t, nil, "10.1.0.2:80")
