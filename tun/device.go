@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -67,10 +68,11 @@ func Open(o Options) (*Device, error) {
 // watch follows the events of the device until it is closed.
 func (d *Device) watch() {
 	for ev := range d.dev.Events() {
-		if ev&wgtun.EventUp != 0 {
+		switch up, known := isUp(d.dev, ev); {
+		case !known:
+		case up:
 			d.wasUp.Store(true)
-		}
-		if ev&wgtun.EventDown != 0 {
+		default:
 			d.sawDown()
 		}
 	}
@@ -94,6 +96,9 @@ func (d *Device) gone(why error) {
 	}
 }
 
+// closing reports whether Close was called.
+func (d *Device) closing() bool { return errors.Is(d.Err(), ErrClosed) }
+
 // Name returns the name that the device was created with.
 func (d *Device) Name() string { return d.name }
 
@@ -102,8 +107,7 @@ func (d *Device) MTU() (int, error) { return d.dev.MTU() }
 
 // Closed returns a channel that is closed when the device is of no more use: closed,
 // deleted by someone else, or taken down by someone else after it had been up. A
-// deletion is noticed at once while an endpoint reads the device; being taken down,
-// within a second.
+// deletion is noticed while an endpoint reads the device.
 func (d *Device) Closed() <-chan struct{} { return d.closed }
 
 // Err returns why the channel of Closed is closed: ErrClosed, ErrDeleted, ErrDown or

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -140,7 +141,7 @@ func kernelListen(tb testing.TB, a netip.AddrPort) net.Listener {
 
 func kernelDial(tb testing.TB, a netip.AddrPort) net.Conn {
 	tb.Helper()
-	var d net.Dialer
+	d := net.Dialer{Timeout: 20 * time.Second} // the kernel's own is over two minutes
 	c, err := d.DialContext(context.Background(), "tcp", a.String())
 	if err != nil {
 		tb.Fatalf("kernel: %v", err)

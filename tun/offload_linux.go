@@ -109,10 +109,8 @@ func (o *offload) receive(in *inbox) error {
 		return o.err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return errStopped
-	case o.device.Err() != nil:
+	default: // the poller has no other reason
 		return ErrClosed
-	default:
-		return err
 	}
 }
 

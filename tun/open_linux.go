@@ -115,3 +115,32 @@ func deviceDown(err error) bool { return errors.Is(err, unix.EIO) }
 // refusedOffload reports whether err of a write means that the kernel did not like
 // the joined form of the packets.
 func refusedOffload(err error) bool { return errors.Is(err, unix.EINVAL) }
+
+// isUp reports whether the device is up, and whether that could be found out. The
+// event only says that it is time to ask: the wireguard package takes a device that
+// refuses an empty write for one that is up, which a current kernel's does always,
+// and of one taken down it may say no more than that the MTU is to be looked at.
+func isUp(dev wgtun.Device, _ wgtun.Event) (up, known bool) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return false, false
+	}
+	rc, err := dev.File().SyscallConn()
+	if err != nil {
+		return false, false
+	}
+	// The name it has now, if someone has renamed it.
+	ctl := rc.Control(func(fd uintptr) { err = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, ifr) })
+	if ctl != nil || err != nil {
+		return false, false
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
+		return false, false // moved to another network namespace, say
+	}
+	return ifr.Uint16()&unix.IFF_UP != 0, true
+}

@@ -33,3 +33,8 @@ func deviceDown(error) bool { return false }
 // refusedOffload reports whether err of a write means that the kernel did not like
 // the joined form of the packets.
 func refusedOffload(error) bool { return false }
+
+// isUp reports whether the device is up, going by an event.
+func isUp(_ wgtun.Device, ev wgtun.Event) (up, known bool) {
+	return ev&wgtun.EventUp != 0, ev&(wgtun.EventUp|wgtun.EventDown) != 0
+}

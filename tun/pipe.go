@@ -75,8 +75,8 @@ var (
 
 // Pipe returns two link endpoints, joined in memory, with an MTU of mtu bytes. Each
 // end belongs to the stack it is attached to, which closes it when it is destroyed
-// or the NIC removed; an end that is never attached needs no Close. Packets that
-// arrive before a stack is attached wait for it.
+// or the NIC removed; an end that is never attached is the caller's to close. Packets
+// that arrive before a stack is attached wait for it.
 //
 // The pipe has no timers and talks to no OS. Each direction has one goroutine, from
 // Attach to Close, which delivers the packets; so no packet is ever delivered on the

@@ -192,6 +192,7 @@ func TestPipeCloseStopsDelivery(t *testing.T) {
 		<-release
 		return [][]byte{p}
 	}})
+	defer a.Close() // has the answer
 	newNetstack(t, b, addrB4)
 	a.Send(ping4(t))
 	<-inHook

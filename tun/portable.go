@@ -68,7 +68,7 @@ func (p *portable) receive(in *inbox) error {
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return errStopped
-	case p.device.Err() != nil:
+	case p.device.closing():
 		return ErrClosed
 	case errors.Is(err, os.ErrClosed): // what the wireguard package makes of a device that was deleted
 		return ErrDeleted
@@ -189,7 +189,7 @@ func (p *portable) written(err error, w *portableWriter) error {
 	case err == nil:
 		p.count.outPackets.Add(packets)
 		p.count.outBytes.Add(uint64(w.bytes))
-	case p.device.Err() != nil:
+	case p.device.closing():
 		return ErrClosed
 	case errors.Is(err, os.ErrClosed):
 		p.device.gone(ErrDeleted)
