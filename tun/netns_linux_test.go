@@ -18,20 +18,14 @@ import (
 // inNetns reruns the calling top-level test in a child that owns a fresh network
 // namespace, and reports true there. The namespace dies with the child. As root the
 // child keeps root's user namespace, since containers may forbid a new one.
-func inNetns(tb testing.TB) bool {
-	tb.Helper()
+func inNetns(t *testing.T) bool {
+	t.Helper()
 	const marker = "TCPCRYPT_TEST_IN_NETNS"
-	if os.Getenv(marker) == tb.Name() {
+	if os.Getenv(marker) == t.Name() {
 		return true
 	}
-	args := []string{"-test.v", "-test.run=^" + tb.Name() + "$"}
-	passed := "--- PASS: " + tb.Name()
-	if _, ok := tb.(*testing.B); ok {
-		args = append(benchmarkFlags(), "-test.run=^$", "-test.bench=^"+tb.Name()+"$")
-		passed = "PASS"
-	}
-	cmd := exec.CommandContext(tb.Context(), "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), marker+"="+tb.Name())
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), marker+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -39,24 +33,11 @@ func inNetns(tb testing.TB) bool {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	out, err := cmd.CombinedOutput()
-	tb.Logf("%s", out)
-	if err != nil || !bytes.Contains(out, []byte(passed)) { // a skip is not a pass
-		tb.Fatalf("in namespace: %v", err)
+	t.Logf("%s", out)
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) { // a skip is not a pass
+		t.Fatalf("in namespace: %v", err)
 	}
 	return false
-}
-
-// benchmarkFlags hands on how the benchmark was asked for.
-func benchmarkFlags() []string {
-	var flags []string
-	for _, a := range os.Args[1:] {
-		for _, name := range []string{"-test.benchtime", "-test.benchmem", "-test.count", "-test.cpu"} {
-			if len(a) >= len(name) && a[:len(name)] == name {
-				flags = append(flags, a)
-			}
-		}
-	}
-	return flags
 }
 
 var (
