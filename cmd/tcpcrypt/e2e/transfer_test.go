@@ -40,7 +40,9 @@ func TestTransfersOfEverySizeArriveUnchanged(t *testing.T) {
 // checkBothEnds compares what the two daemons tell of one encrypted connection.
 func checkBothEnds(t *testing.T, a, b *daemon, local, remote netip.AddrPort, up, down int64) {
 	t.Helper()
-	opened := a.conn(t, "the connection", func(c conn) bool { return c.Local == local.String() && c.Remote == remote.String() && c.State == "closed" })
+	opened := a.conn(t, "the connection", func(c conn) bool {
+		return c.Local == local.String() && c.Remote == remote.String() && c.State == "closed"
+	})
 	checkConn(t, opened, conn{Direction: "outbound", Local: local.String(), Remote: remote.String(), Role: ptr("A"),
 		TEP: ptr("curve25519"), AEAD: ptr("aes128gcm"), SessionID: opened.SessionID, BytesSent: up, BytesReceived: down})
 	if opened.SessionID == nil || len(*opened.SessionID) != 66 || (*opened.SessionID)[:2] != "23" {

@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+)
+
+// What policies promise.
+
+func TestRequireAgainstAPlainPeerFailsAndLeaksNothing(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, networkOptions{capture: true})
+	d := n.a.up(t, everything(require, ""))
+	l := n.b.listen(t, 80)
+	for _, f := range families {
+		to := netip.AddrPortFrom(n.b.addr(f.v6), 80)
+		client, err := n.a.dial(soon(t), to)
+		if err == nil {
+			_, _ = client.Write([]byte(marker))
+			_ = client.Close()
+			t.Errorf("%s: connected, and the peer has no ENO", f.name)
+		} else if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: dial: %v, want a refusal", f.name, err)
+		}
+		got := d.conn(t, "the connection", func(c conn) bool { return c.Remote == to.String() })
+		if got.Encrypted || got.State != "closed" || !is(got.Reason, "no-eno") || got.BytesSent != 0 {
+			t.Errorf("%s: tcpcrypt conns says %v", f.name, got)
+		}
+		// The stock kernel saw a connection that was reset.
+		mustReset(t, "service", accept(t, l), nil)
+	}
+	n.finish(t)
+	for _, s := range segments(n.captured(t, "b"), 80) {
+		if len(s.Payload) > 0 {
+			t.Errorf("something was sent: %v", &s)
+		}
+	}
+}
+
+func TestRequireRefusesPlainClients(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, networkOptions{})
+	b := n.b.up(t, everything(require, ""))
+	server := n.b.serveTransfers(t, 80)
+	for _, f := range families {
+		to := netip.AddrPortFrom(n.b.addr(f.v6), 80)
+		if local, err := n.a.transfer(soon(t), to, 10, 10); err == nil {
+			t.Errorf("%s: a plain client was served, from %v", f.name, local)
+		}
+		got := b.conn(t, "the connection", func(c conn) bool { return c.Local == to.String() })
+		if got.Encrypted || !is(got.Reason, "no-eno") || got.BytesSent != 0 || got.BytesReceived != 0 {
+			t.Errorf("%s: tcpcrypt conns says %v", f.name, got)
+		}
+	}
+	if from, _ := server.clients(); len(from) > 0 {
+		t.Errorf("the service was reached by %v", from)
+	}
+	// Local clients are never captured.
+	if _, err := n.b.transfer(soon(t), netip.AddrPortFrom(n.b.Addr4(), 80), 10, 10); err != nil {
+		t.Errorf("a client on the host itself: %v", err)
+	}
+}
+
+// Under require, whatever makes ENO fail makes the connection fail.
+func TestRequireFailsWhereverENOFails(t *testing.T) {
+	t.Parallel()
+	o := newOutbound(t, everything(require, `teps = ["curve25519"]`))
+	for _, c := range []struct {
+		name, reason string
+		eno          []byte
+	}{
+		{"no ENO", "no-eno", nil},
+		{"wrong role", "same-role", wirepeer.BuildENO(0x00, 0x23)},
+		{"other TEP", "no-common-tep", wirepeer.BuildENO(0x01, 0x21)},
+		{"ill-formed", "no-eno", wirepeer.BuildENO(0x01, 0x23, 0x80)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			at, l := o.server(t, false, func() wirepeer.Script { return wirepeer.Script{ENO: c.eno} })
+			if conn, err := o.a.dial(soon(t), at); err == nil {
+				_ = conn.Close()
+				t.Error("connected")
+			}
+			peer, err := l.Accept(soon(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := peer.Ended(soon(t)); !errors.Is(err, wirepeer.ErrReset) {
+				t.Errorf("peer: %v, want %v", err, wirepeer.ErrReset)
+			}
+			if got := peer.Buffered(); len(got) > 0 {
+				t.Errorf("peer got %q", got)
+			}
+			if got := o.daemon.conn(t, "the connection", to(at)); got.Encrypted || !is(got.Reason, c.reason) {
+				t.Errorf("tcpcrypt conns says %v, want %s", got, c.reason)
+			}
+		})
+	}
+	t.Run("wrong key exchange", func(t *testing.T) {
+		at, l := o.server(t, false, func() wirepeer.Script { return wirepeer.Script{Answer: wirepeer.Config{}.Answer} })
+		dialled := make(chan error, 1)
+		go func() {
+			conn, err := o.a.dial(soon(t), at)
+			if err == nil {
+				_ = conn.Close()
+			}
+			dialled <- err
+		}()
+		peer, err := l.Accept(soon(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer.Write([]byte("not Init2, whatever it is: long enough to be one, and then some more of it"))
+		if err := <-dialled; err == nil {
+			t.Error("connected")
+		}
+	})
+	in := newInbound(t, everything(require, `teps = ["curve25519"]`))
+	t.Run("ENO stripped from a client's ACK", func(t *testing.T) {
+		peer := in.dial(t, false, wirepeer.Script{ENO: wirepeer.BuildENO(0x23), Mark: func(*wirepeer.Segment, bool) bool { return false }})
+		peer.Write([]byte("in clear"))
+		if err := peer.Ended(soon(t)); !errors.Is(err, wirepeer.ErrReset) {
+			t.Errorf("peer: %v, want %v", err, wirepeer.ErrReset)
+		}
+	})
+}
+
+func TestBypassLeavesNoTrace(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, networkOptions{capture: true})
+	config := fmt.Sprintf(`[[outbound]]
+to = ["%v/32", "%v/128"]
+ports = ["80"]
+policy = "bypass"
+
+%s`, n.b.Addr4(), n.b.Addr6(), everything(opportunistic, ""))
+	// Sections may come in any order, but first match wins.
+	n.a.up(t, config)
+	n.b.serveTransfers(t, 80)
+	n.b.serveTransfers(t, 81)
+	for _, port := range []uint16{80, 81} {
+		if _, err := n.a.transfer(soon(t), netip.AddrPortFrom(n.b.Addr4(), port), 1000, 1000); err != nil {
+			t.Error(err)
+		}
+	}
+	n.finish(t)
+	packets := n.captured(t, "a")
+	for _, s := range segments(packets, 80) {
+		if s.HasENO() {
+			t.Errorf("ENO under bypass: %v", &s)
+		}
+	}
+	if all := segments(packets, 81); len(all) == 0 || !all[0].HasENO() {
+		t.Error("no ENO where the second rule wants it")
+	}
+}
+
+// After kill -9 opportunistic connections flow in clear at once; those under require
+// fail, and nothing of theirs is on the wire.
+func TestKilledDaemonFailsOpenOrClosedByPolicy(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, networkOptions{capture: true})
+	config := fmt.Sprintf(`[[outbound]]
+to = ["%v/32", "%v/128"]
+ports = ["90"]
+policy = "require"
+
+%s`, n.b.Addr4(), n.b.Addr6(), everything(opportunistic, ""))
+	a := n.a.up(t, config)
+	b := n.b.up(t, everything(opportunistic, ""))
+	n.b.serveTransfers(t, 80)
+	l := n.b.listen(t, 90)
+	old := n.a.mustDial(t, netip.AddrPortFrom(n.b.Addr4(), 90))
+	mustWrite(t, "client", old, "hello")
+	service := accept(t, l)
+	mustRead(t, "service", service, "hello")
+
+	a.kill(t)
+	for _, f := range families {
+		if _, err := n.a.transfer(soon(t), netip.AddrPortFrom(n.b.addr(f.v6), 80), 1000, 1000); err != nil {
+			t.Errorf("%s: opportunistic, after kill -9: %v", f.name, err)
+		}
+		conn, err := n.a.dial(soon(t), netip.AddrPortFrom(n.b.addr(f.v6), 90))
+		if err == nil {
+			_, _ = conn.Write([]byte(marker))
+			_ = conn.Close()
+		}
+		if err == nil || strings.Contains(err.Error(), "timeout") {
+			t.Errorf("%s: require, after kill -9: %v, want a failure at once", f.name, err)
+		}
+	}
+	// The established one gets a reset at its next segment, and its tail stays here.
+	_, _ = old.Write([]byte(marker))
+	mustReset(t, "client", old, nil)
+	_ = b
+
+	// A new start finds the leftovers, and works.
+	a = n.a.up(t, config)
+	if _, err := n.a.transfer(soon(t), netip.AddrPortFrom(n.b.Addr4(), 80), 1000, 1000); err != nil {
+		t.Errorf("after the restart: %v", err)
+	}
+	again := n.a.mustDial(t, netip.AddrPortFrom(n.b.Addr4(), 90))
+	mustWrite(t, "client", again, "hello")
+	mustRead(t, "service", accept(t, l), "hello")
+	for _, c := range a.conns(t) {
+		if !c.Encrypted {
+			t.Errorf("after the restart: %v", c)
+		}
+	}
+	n.finish(t)
+	packets := n.captured(t, "a")
+	for _, s := range segments(packets, 90) {
+		if bytes.Contains(s.Payload, []byte("plain"+"text")) {
+			t.Errorf("in clear: %v", &s)
+		}
+	}
+}
