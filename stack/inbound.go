@@ -24,7 +24,7 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 		s.counters.refused.Add(1)
 		return
 	}
-	p.rule, p.neg = rule, newNegotiator(rule, false)
+	p.rule, p.neg = rule, s.newNegotiator(rule, false)
 	c := s.conns.add(s, Inbound, dialled, client, rule)
 	ep, err := r.CreateEndpoint(&c.wire.queue)
 	r.Complete(false)

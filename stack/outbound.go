@@ -27,7 +27,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 	defer s.wg.Done()
 	p := s.syns.get(r.ID())
 	c := s.conns.add(s, Outbound, remote(p.id), p.dst, p.rule)
-	neg := newNegotiator(p.rule, true)
+	neg := s.newNegotiator(p.rule, true)
 
 	v, icmp := s.dialWire(c, p, neg)
 	if v == accept && p.rule.Policy == Require {

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"log/slog"
 	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -54,8 +55,18 @@ type negotiator interface {
 }
 
 // newNegotiator makes what negotiates for a wire side under rule; nil under bypass.
-func newNegotiator(_ Rule, _ bool) negotiator {
-	return nil // TODO: ENO; until then all connections go in clear
+// Options that make no sense are replaced by the defaults, so that a mistake in them
+// never means plaintext.
+func (s *Stack) newNegotiator(rule Rule, active bool) negotiator {
+	if rule.Policy == Bypass {
+		return nil
+	}
+	eno, err := NewNegotiator(rule.Options, active, rule.Policy == Require)
+	if err != nil {
+		s.log.Error("bad options of a rule: using the defaults", slog.String("rule", rule.Label), slog.Any("err", err))
+		eno, _ = NewNegotiator(tcpcrypt.Options{}, active, rule.Policy == Require) // the defaults are right
+	}
+	return eno
 }
 
 // setNegotiator makes neg negotiate for ep, which is not connected yet; nil makes ep plain.
