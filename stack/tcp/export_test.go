@@ -11,3 +11,10 @@ func SealEmpty(s *SecureEndpoint) {
 	defer s.out.mu.Unlock()
 	_, _ = s.queueRecord(nil, false)
 }
+
+// PayloadSize returns the size of full packets, in bytes.
+func PayloadSize(s *SecureEndpoint) int {
+	s.inner.LockUser()
+	defer s.inner.UnlockUser()
+	return s.inner.snd.MaxPayloadSize
+}

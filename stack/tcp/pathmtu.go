@@ -73,11 +73,48 @@ func (s *sender) updateMaxPayloadSize(mtu, count int) {
 	if payload >= old {
 		return
 	}
+	packets := s.joinInFlight(payload)
 	s.Outstanding = 0
-	s.SndCwnd = (s.SndCwnd*old + payload - 1) / payload
+	// Whatever is not sent again now would look lost to RACK, which then halves the
+	// window and counts it as in flight all the same.
+	s.SndCwnd = max((s.SndCwnd*old+payload-1)/payload, packets)
 	// What is sent again is no measure of the round trip.
 	s.RTTMeasureSeqNum = s.SndNxt
 	s.updateMaxPayloadSizeUpstream(mtu, count)
+}
+
+// joinLimit bounds a joined segment, in bytes, since cutting it up again costs more
+// the longer it is.
+const joinLimit = 64 << 10
+
+// joinInFlight joins what was sent and not acknowledged to as few segments as can be,
+// and returns how many packets of size payload they make. Each segment cut by itself
+// would leave a short packet behind every full one.
+//
+// +checklocks:s.ep.mu
+func (s *sender) joinInFlight(payload int) (packets int) {
+	sacked := func(seg *segment) bool {
+		return s.ep.SACKPermitted && s.ep.scoreboard.IsSACKED(seg.sackBlock())
+	}
+	sent := func(seg *segment) bool {
+		return seg != nil && seg.xmitCount > 0 && seg.payloadSize() > 0
+	}
+	for seg := s.writeList.Front(); sent(seg); seg = seg.Next() {
+		seg.lost = false
+		if sacked(seg) {
+			continue
+		}
+		for next := seg.Next(); sent(next) && !sacked(next) && seg.payloadSize()+next.payloadSize() <= joinLimit; next = seg.Next() {
+			if next == s.writeNext {
+				s.updateWriteNext(seg)
+			}
+			seg.merge(next)
+			s.writeList.Remove(next)
+			next.DecRef()
+		}
+		packets += s.pCount(seg, payload)
+	}
+	return packets
 }
 
 // setMTU caps the MTU of the path, with the IP header.
