@@ -183,11 +183,6 @@ func markedFlows() (map[tuple]bool, error) {
 // OriginalDst tells what remote dialled to reach stack, an address and port of S. The
 // error is fs.ErrNotExist if the kernel does not know the connection.
 func (h *Host) OriginalDst(remote, stack netip.AddrPort) (netip.AddrPort, error) {
-	conn, err := dialConntrack()
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	defer func() { _ = conn.Close() }() // read only
 	remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
@@ -197,7 +192,7 @@ func (h *Host) OriginalDst(remote, stack netip.AddrPort) (netip.AddrPort, error)
 		return netip.AddrPort{}, err
 	}
 	// The one answer is marked as one of several. The acknowledgement ends them.
-	answers, err := conn.Execute(netlink.Message{
+	answers, err := h.ct.Execute(netlink.Message{
 		Header: netlink.Header{Type: ctGet, Flags: netlink.Request | netlink.Acknowledge},
 		Data:   append(nfgenmsg(version(stack.Addr())), b...),
 	})

@@ -154,15 +154,10 @@ func (d *diag) destroy(s socket) error {
 // Listening reports whether a connection from client to H at port would find a
 // listening socket. It is the kernel's own lookup.
 func (h *Host) Listening(port uint16, client netip.AddrPort) (bool, error) {
-	d, err := openDiag()
-	if err != nil {
-		return false, err
-	}
-	defer d.close()
 	addr := client.Addr().Unmap()
 	local := netip.AddrPortFrom(h.config.family(version(addr)).host, port)
 	// With the client's port the answer might be an old connection.
-	s, found, err := d.lookup(local, netip.AddrPortFrom(addr, 0), h.device)
+	s, found, err := h.diag.lookup(local, netip.AddrPortFrom(addr, 0), h.device)
 	return found && s.state == tcpListen, err
 }
 

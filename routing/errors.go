@@ -4,7 +4,7 @@ import "errors"
 
 var (
 	// ErrRunning means that a live instance holds this network namespace.
-	ErrRunning = errors.New("already running in this network namespace")
+	ErrRunning = errors.New("another instance runs in this network namespace")
 	// ErrTaken means that something we need belongs to somebody else: a device name, an
 	// address, a rule priority, a table.
 	ErrTaken = errors.New("taken")

@@ -205,7 +205,7 @@ func letAnswersPass(c Config, k *kernel, s *sysctls) error {
 			return err
 		}
 	}
-	if !c.family(4).on() || len(outboundPorts(c)) == 0 {
+	if !c.family(4).on() || len(outboundPorts(c, Opportunistic, Require)) == 0 {
 		return nil
 	}
 	links, err := k.nl.LinkList()

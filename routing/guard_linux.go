@@ -22,6 +22,13 @@ const notesChain = "sysctls"
 
 var guardTableRef = nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
 
+// guardSets are sets of ports, nil if empty.
+type guardSets struct {
+	captured *nftables.Set // of far ends, captured
+	closed   *nftables.Set // those of them under Require
+	answers  *nftables.Set // of services under Require
+}
+
 // guardChains mark each connection whose first segment goes into the device, and
 // refuse a segment of such a connection that would go anywhere else. Of the same
 // kind is what comes for S when there is no S any more.
@@ -34,7 +41,7 @@ var guardTableRef = nftables.Table{Name: guardTable, Family: nftables.TableFamil
 // them and under Require they would have no way at all. Sockets that are older are
 // seen to by the route chain. With strict rp_filter and src_valid_mark the same mark
 // lets answers to what is not captured in.
-func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain {
+func guardChains(c Config, p program, sets guardSets) []nftChain {
 	opened := nftChain{name: "opened", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: mangle}
 	opened.rules = []nftRule{rule("captured", oif(c.Interface), firstSYN(), setCtMark())}
 
@@ -52,8 +59,8 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 	answers := nftChain{name: "answers", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, priority: mangle}
 	answers.rules = []nftRule{rule("older than the capture", oif(c.Interface), ctMarked(oldMark), setMark())}
 	back := []term{oif(c.Interface), ctReply()}
-	if closed != nil {
-		back = append(back, sportNotIn(closed))
+	if sets.answers != nil {
+		back = append(back, sportNotIn(sets.answers))
 	} else {
 		back = append(back, tcp())
 	}
@@ -65,15 +72,15 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 		}
 	}
 	chains := []nftChain{opened, output, forward, passing, answers}
-	if captured != nil {
+	if sets.captured != nil {
 		arriving := nftChain{name: "arriving", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
-		arriving.rules = []nftRule{rule("not captured on the way back", notIif(c.Interface, "lo"), sportIn(captured), toLocal(), setMark())}
+		arriving.rules = []nftRule{rule("not captured on the way back", notIif(c.Interface, "lo"), sportIn(sets.captured), toLocal(), setMark())}
 		chains = append(chains, arriving)
 		routed := nftChain{name: "routed_answers", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: mangle}
-		routed.rules = []nftRule{rule("opened by the other end", notIif(c.Interface, "lo"), ctReply(), dportIn(captured), setMark())}
+		routed.rules = []nftRule{rule("opened by the other end", notIif(c.Interface, "lo"), ctReply(), dportIn(sets.captured), setMark())}
 		chains = append(chains, routed)
 	}
-	chains = append(chains, closedChains(c, p)...)
+	chains = append(chains, closedChains(c, p, sets)...)
 	return append(chains, nftChain{name: notesChain})
 }
 
@@ -82,8 +89,9 @@ func guardChains(c Config, p program, captured, closed *nftables.Set) []nftChain
 // a device takes an unreachable destination for one on the link of that device, and
 // other tools flush rules.
 //
-// There is a chain per priority; returning from it is going on to the next.
-func closedChains(c Config, p program) []nftChain {
+// There is a chain per priority; returning from it is going on to the next. Packets
+// whose port no rule closes do not get as far.
+func closedChains(c Config, p program, sets guardSets) []nftChain {
 	output := nftChain{name: "closed_output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: filter}
 	forward := nftChain{name: "closed_forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: filter}
 	output.rules = []nftRule{rule("", oif(c.Interface), accept()), rule("", oif("lo"), accept())}
@@ -106,10 +114,19 @@ func closedChains(c Config, p program) []nftChain {
 				continue
 			}
 			chains = append(chains, chain)
-			enter := rule("", ipVersion(v), tcp(), jump(chain.name))
-			output.rules = append(output.rules, enter)
+			enter := []term{ipVersion(v)}
+			switch offset := priority % slotSize; {
+			case offset == sourcePriority:
+				enter = append(enter, sportIn(sets.answers))
+			case offset >= capturePriority:
+				enter = append(enter, dportIn(sets.closed))
+			default:
+				enter = append(enter, tcp())
+			}
+			in := rule("", append(enter, jump(chain.name))...)
+			output.rules = append(output.rules, in)
 			if priority%slotSize >= markPriority { // the others are about what this host sends
-				forward.rules = append(forward.rules, enter)
+				forward.rules = append(forward.rules, in)
 			}
 		}
 	}
@@ -170,14 +187,14 @@ const firstClientPort = 1024
 
 // coversClients reports whether an outbound rule may match answers to clients.
 func coversClients(c Config) bool {
-	return slices.ContainsFunc(outboundPorts(c), func(r PortRange) bool { return r.Last >= firstClientPort })
+	return slices.ContainsFunc(outboundPorts(c, Opportunistic, Require), func(r PortRange) bool { return r.Last >= firstClientPort })
 }
 
-// outboundPorts are all ports that some outbound rule captures.
-func outboundPorts(c Config) []PortRange {
+// outboundPorts are all ports of outbound rules with these policies.
+func outboundPorts(c Config, policies ...Policy) []PortRange {
 	var all []PortRange
 	for _, o := range c.Outbound {
-		if o.Policy != Bypass {
+		if slices.Contains(policies, o.Policy) {
 			all = append(all, o.ports()...)
 		}
 	}
@@ -210,17 +227,24 @@ func (g *guard) install(c Config, p program) error {
 		g.conn.DelTable(g.table)
 	}
 	g.conn.AddTable(g.table)
-	var captured, closed *nftables.Set
-	if ports := outboundPorts(c); len(ports) > 0 {
-		captured, err = portSet(g.conn, g.table, "captured_ports", ports)
+	var sets guardSets
+	for _, s := range []struct {
+		set   **nftables.Set
+		name  string
+		ports []PortRange
+	}{
+		{&sets.captured, "captured_ports", outboundPorts(c, Opportunistic, Require)},
+		{&sets.closed, "require_outbound", outboundPorts(c, Require)},
+		{&sets.answers, "require_inbound", p.inboundClosed},
+	} {
+		if len(s.ports) == 0 {
+			continue
+		}
+		if *s.set, err = portSet(g.conn, g.table, s.name, s.ports); err != nil {
+			return err
+		}
 	}
-	if len(p.inboundClosed) > 0 {
-		closed, err = portSet(g.conn, g.table, "require_ports", p.inboundClosed)
-	}
-	if err != nil {
-		return err
-	}
-	return addChains(g.conn, g.table, guardChains(c, p, captured, closed)...)
+	return addChains(g.conn, g.table, guardChains(c, p, sets)...)
 }
 
 // remove takes a missing table as removed.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+
+	"github.com/mdlayher/netlink"
 )
 
 // A Host is a network namespace with a Config applied.
@@ -17,6 +19,8 @@ type Host struct {
 	device  int // its index
 	nat     *nat
 	watcher *watcher
+	diag    *diag         // these two are for questions per connection
+	ct      *netlink.Conn // both take one at a time
 
 	mu     sync.Mutex // guards what follows
 	tx     tx
@@ -46,6 +50,12 @@ func apply(ctx context.Context, c Config, log *slog.Logger, try trial) (*Host, e
 		return nil, err
 	}
 	h := &Host{config: c, table: table, log: log, kernel: k, tx: tx{fix: fix, fail: try.fail}}
+	if h.diag, err = openDiag(); err == nil {
+		h.ct, err = dialConntrack()
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
 	if err := h.start(ctx, try); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
@@ -153,7 +163,7 @@ func (h *Host) start(ctx context.Context, try trial) error {
 		undo: func() error { return h.watcher.close() },
 	})
 	steps = append(steps, k.ruleChanges(p, base)...)
-	steps = append(steps, change{what: "let connections pass that are there already", do: h.markOld})
+	steps = append(steps, change{what: "let connections pass that are older", do: h.markOld})
 	for _, v := range []int{4, 6} {
 		if c.family(v).on() {
 			steps = append(steps, k.openGate(v, base))
@@ -199,6 +209,12 @@ func (h *Host) Close() error {
 	h.closed = true
 	err := h.tx.rollback()
 	h.kernel.close()
+	if h.diag != nil {
+		h.diag.close()
+	}
+	if h.ct != nil {
+		err = errors.Join(err, h.ct.Close())
+	}
 	return err
 }
 

@@ -262,6 +262,35 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	sameAs(t, before)
 }
 
+// Long lists go to the kernel in parts that fit.
+func TestLargeConfig(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	s := newScene(t)
+	before := snapshot(t)
+	c := testConfig(t)
+	c.Inbound[0].Ports = nil
+	for i := range 2000 {
+		p := uint16(2*i + 1)
+		c.Inbound[0].Ports = append(c.Inbound[0].Ports, PortRange{p, p})
+	}
+	c.Outbound[0].Policy = Require
+	for i := range 300 {
+		c.Outbound = append(c.Outbound, Outbound{To: prefixes(fmt.Sprintf("10.%d.%d.0/24", 2+i/256, i%256)), Ports: ports(t, "80", "443-445"), Policy: Require})
+	}
+	s.apply(t, c)
+	for _, p := range places {
+		s.connect(t, nil, at(p.server, 80))
+	}
+	s.connect(t, nil, "10.3.43.1:445")
+	if err := s.host.Close(); err != nil {
+		t.Error(err)
+	}
+	s.tun.close()
+	sameAs(t, before)
+}
+
 func TestWithoutIPv6(t *testing.T) {
 	if !inNetns(t) {
 		return
