@@ -57,50 +57,50 @@ func noConnsLeft(t *testing.T, hosts ...*lanHost) {
 	}
 }
 
-func TestHalfCloseByClient(t *testing.T) {
-	bothWays(t, func(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
-		request, answer := randomBytes(3, 100_000), randomBytes(4, 300_000)
-		server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-			if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, request) {
-				t.Errorf("server read %d bytes and %v, want %d and end-of-file", len(got), err, len(request))
-			}
-			c.Write(answer) // only after the client's end-of-file
-		})
-		c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-		if got := exchange(t, c, request); !bytes.Equal(got, answer) {
-			t.Errorf("client read %d bytes, want %d", len(got), len(answer))
+func TestHalfCloseByClient(t *testing.T) { bothWays(t, halfCloseByClient) }
+
+func halfCloseByClient(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	request, answer := randomBytes(3, 100_000), randomBytes(4, 300_000)
+	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
+		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, request) {
+			t.Errorf("server read %d bytes and %v, want %d and end-of-file", len(got), err, len(request))
 		}
-		noConnsLeft(t, client, server)
+		c.Write(answer) // only after the client's end-of-file
 	})
+	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
+	if got := exchange(t, c, request); !bytes.Equal(got, answer) {
+		t.Errorf("client read %d bytes, want %d", len(got), len(answer))
+	}
+	noConnsLeft(t, client, server)
 }
 
-func TestHalfCloseByServer(t *testing.T) {
-	bothWays(t, func(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
-		greeting, upload := randomBytes(5, 1000), randomBytes(6, 300_000)
-		done := make(chan []byte, 1)
-		server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-			c.Write(greeting)
-			c.CloseWrite()
-			got, err := io.ReadAll(c)
-			if err != nil {
-				t.Errorf("server: %v", err)
-			}
-			done <- got
-		})
-		c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, greeting) {
-			t.Fatalf("client read %d bytes and %v, want %d and end-of-file", len(got), err, len(greeting))
-		}
-		if _, err := c.Write(upload); err != nil {
-			t.Fatal(err)
-		}
+func TestHalfCloseByServer(t *testing.T) { bothWays(t, halfCloseByServer) }
+
+func halfCloseByServer(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	greeting, upload := randomBytes(5, 1000), randomBytes(6, 300_000)
+	done := make(chan []byte, 1)
+	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
+		c.Write(greeting)
 		c.CloseWrite()
-		if got := <-done; !bytes.Equal(got, upload) {
-			t.Errorf("server read %d bytes, want %d", len(got), len(upload))
+		got, err := io.ReadAll(c)
+		if err != nil {
+			t.Errorf("server: %v", err)
 		}
-		noConnsLeft(t, client, server)
+		done <- got
 	})
+	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, greeting) {
+		t.Fatalf("client read %d bytes and %v, want %d and end-of-file", len(got), err, len(greeting))
+	}
+	if _, err := c.Write(upload); err != nil {
+		t.Fatal(err)
+	}
+	c.CloseWrite()
+	if got := <-done; !bytes.Equal(got, upload) {
+		t.Errorf("server read %d bytes, want %d", len(got), len(upload))
+	}
+	noConnsLeft(t, client, server)
 }
 
 // reset closes c with RST: netstack does when what came has not been read.
@@ -109,73 +109,73 @@ func reset(t *testing.T, c *gonet.TCPConn) {
 	c.Close()
 }
 
-func TestResetByServer(t *testing.T) {
-	bothWays(t, func(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
-		got := make(chan struct{})
-		server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-			c.Read(make([]byte, 1)) // and leave the rest
-			<-got
-			reset(t, c)
-		})
-		c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := c.Write(make([]byte, 1000)); err != nil {
-			t.Fatal(err)
-		}
-		close(got)
-		if n, err := c.Read(make([]byte, 1)); !isReset(err) {
-			t.Errorf("client read %d bytes and %v, want a reset", n, err)
-		}
-		noConnsLeft(t, client, server)
+func TestResetByServer(t *testing.T) { bothWays(t, resetByServer) }
+
+func resetByServer(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	got := make(chan struct{})
+	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
+		c.Read(make([]byte, 1)) // and leave the rest
+		<-got
+		reset(t, c)
 	})
+	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	close(got)
+	if n, err := c.Read(make([]byte, 1)); !isReset(err) {
+		t.Errorf("client read %d bytes and %v, want a reset", n, err)
+	}
+	noConnsLeft(t, client, server)
 }
 
-func TestResetByClient(t *testing.T) {
-	bothWays(t, func(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
-		errs := make(chan error, 1)
-		server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-			c.SetDeadline(time.Now().Add(20 * time.Second))
-			c.Write(make([]byte, 1000))
-			_, err := io.ReadAll(c)
-			errs <- err
-		})
-		c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
+func TestResetByClient(t *testing.T) { bothWays(t, resetByClient) }
+
+func resetByClient(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	errs := make(chan error, 1)
+	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
 		c.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := c.Read(make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
-		reset(t, c)
-		if err := <-errs; !isReset(err) {
-			t.Errorf("server: %v, want a reset", err)
-		}
-		noConnsLeft(t, client, server)
+		c.Write(make([]byte, 1000))
+		_, err := io.ReadAll(c)
+		errs <- err
 	})
+	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	reset(t, c)
+	if err := <-errs; !isReset(err) {
+		t.Errorf("server: %v, want a reset", err)
+	}
+	noConnsLeft(t, client, server)
 }
 
 // A server that answers and then resets, because it has not read the whole upload, is
 // still heard.
-func TestAnswerBeforeResetArrives(t *testing.T) {
-	bothWays(t, func(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
-		answer := randomBytes(7, 10_000) // within the server's first window: its reset drops what it has not sent
-		server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-			c.Read(make([]byte, 1))
-			c.Write(answer)
-			reset(t, c)
-		})
-		c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := c.Write(make([]byte, 1000)); err != nil {
-			t.Fatal(err)
-		}
-		got, err := io.ReadAll(c)
-		if !isReset(err) {
-			t.Errorf("read ended with %v, want a reset", err)
-		}
-		if !bytes.Equal(got, answer) {
-			t.Errorf("client read %d bytes before the reset, want %d", len(got), len(answer))
-		}
-		noConnsLeft(t, client, server)
+func TestAnswerBeforeResetArrives(t *testing.T) { bothWays(t, answerBeforeReset) }
+
+func answerBeforeReset(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	answer := randomBytes(7, 10_000) // within the server's first window: its reset drops what it has not sent
+	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
+		c.Read(make([]byte, 1))
+		c.Write(answer)
+		reset(t, c)
 	})
+	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(c)
+	if !isReset(err) {
+		t.Errorf("read ended with %v, want a reset", err)
+	}
+	if !bytes.Equal(got, answer) {
+		t.Errorf("client read %d bytes before the reset, want %d", len(got), len(answer))
+	}
+	noConnsLeft(t, client, server)
 }
 
 func TestRefused(t *testing.T) {

@@ -29,9 +29,8 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 	ep, err := r.CreateEndpoint(&c.wire.queue)
 	r.Complete(false)
 	if err != nil {
-		// No handshake, so nobody proved to be there: nothing but the count remembers it.
-		s.counters.timedOut.Add(1)
-		s.conns.drop(c)
+		c.fail(err)
+		s.notAccepted(c, p.neg)
 		return
 	}
 	c.wire.ep = ep
@@ -44,6 +43,20 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 	}
 	keepAlive(c.host.ep, hostKeepaliveIdle, hostKeepaliveInterval, hostKeepaliveCount)
 	s.establish(c, p.neg)
+}
+
+// notAccepted ends c, of which TCP made no connection.
+func (s *Stack) notAccepted(c *conn, neg *ENO) {
+	if e := c.settle(neg); e.reason == reasonOpening || neg == nil {
+		// No handshake, so nobody proved to be there: nothing but the count remembers it.
+		s.counters.timedOut.Add(1)
+		s.conns.drop(c)
+		return
+	}
+	// It was complete, and the policy is require.
+	s.counters.plainRefused.Add(1)
+	s.conns.end(c)
+	s.logFailure(c)
 }
 
 // inboundRule finds what a remote dialled and the rule for it.
@@ -81,9 +94,9 @@ func (s *Stack) deliver(c *conn, p *pending) bool {
 			return false
 		}
 	}
-	if e := c.settle(p.neg); !e.encrypted && c.rule.Policy == Require {
-		s.counters.plainRefused.Add(1)
-		c.failWith(errPlainPeer)
+	c.settle(p.neg)
+	if c.wire.broken() {
+		c.failWith(secureError(c.wire.ep))
 		return false
 	}
 	if err := s.dialLocal(c, p.id.LocalPort, timer.C); err != nil {

@@ -5,9 +5,11 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	stocktcp "gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // anyInbound lets every port in, opportunistically.
@@ -55,14 +57,7 @@ func TestInboundFromOnePortToTwoServices(t *testing.T) {
 	var conns []*gonet.TCPConn
 	for _, port := range []uint16{80, 81} {
 		b.serve(t, b.h4, port, echo)
-		c, err := gonet.DialTCPWithBind(t.Context(), a.programs,
-			tcpip.FullAddress{NIC: programNIC, Addr: fromAddr(a.addr4), Port: 0},
-			fullAddress(programNIC, netip.AddrPortFrom(b.addr4, port)), networkProtocol(a.addr4))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		conns = append(conns, c)
+		conns = append(conns, dialFrom(t, a, 5555, netip.AddrPortFrom(b.addr4, port)))
 	}
 	for i, c := range conns {
 		data := randomBytes(uint64(i), 1000)
@@ -70,6 +65,36 @@ func TestInboundFromOnePortToTwoServices(t *testing.T) {
 			t.Errorf("service %d: %d bytes came back, want %d", i, len(got), len(data))
 		}
 	}
+}
+
+// dialFrom dials from a port that others may have, too.
+func dialFrom(t *testing.T, h *lanHost, port uint16, dst netip.AddrPort) *gonet.TCPConn {
+	t.Helper()
+	var wq waiter.Queue
+	ep, err := h.programs.NewEndpoint(stocktcp.ProtocolNumber, networkProtocol(dst.Addr()), &wq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ep.SocketOptions().SetReuseAddress(true)
+	ep.SocketOptions().SetReusePort(true)
+	if err := ep.Bind(fullAddress(programNIC, netip.AddrPortFrom(h.addr4, port))); err != nil {
+		t.Fatal(err)
+	}
+	entry, connected := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
+	wq.EventRegister(&entry)
+	defer wq.EventUnregister(&entry)
+	ep.Connect(fullAddress(programNIC, dst))
+	select {
+	case <-connected:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("no connection from port %d to %s", port, dst)
+	}
+	if st := stocktcp.EndpointState(ep.State()); st != stocktcp.StateEstablished {
+		t.Fatalf("connection from port %d to %s is %s", port, dst, st)
+	}
+	c := gonet.NewTCPConn(&wq, ep)
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 func TestInboundRefused(t *testing.T) {

@@ -2,14 +2,13 @@ package stack
 
 import (
 	"bytes"
+	"context"
 	"net/netip"
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	stocktcp "gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // silence makes the destination swallow what is sent to it.
@@ -20,15 +19,15 @@ func TestDialEndsWithTheProgramsSYNs(t *testing.T) {
 	l := newLAN(t)
 	a := l.addHost(t)
 	a.startRelay(t, Options{timing: timing{firstSYNGap: 1500 * time.Millisecond, synGapSlack: 200 * time.Millisecond}})
-	retries := tcpip.TCPSynRetriesOption(1) // after 1 s
-	if err := a.programs.SetTransportProtocolOption(stocktcp.ProtocolNumber, &retries); err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(t.Context(), 1200*time.Millisecond) // one repetition
+	defer cancel()
+	if _, err := gonet.DialContextTCP(ctx, a.programs, fullAddress(programNIC, silence), networkProtocol(silence.Addr())); err == nil || isRefused(err) {
+		t.Errorf("dial: %v, want a time-out", err)
 	}
-	go a.dial(t, silence)
 	waitFor(t, "the dial has ended", func() bool { return a.relay.Counters().TimedOut == 1 })
 	noConnsLeft(t, a)
 	conns := a.relay.Conns(true)
-	if len(conns) != 1 || conns[0].State != Closed || conns[0].Reason != reasonOpening {
+	if len(conns) != 1 || conns[0].State != Closed || conns[0].Encrypted {
 		t.Errorf("table says %+v", conns)
 	}
 }

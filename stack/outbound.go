@@ -31,7 +31,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 
 	v, icmp := s.dialWire(c, p, neg)
 	if v == accept && p.rule.Policy == Require {
-		v = s.requireEncryption(c, neg)
+		v = s.awaitReady(c)
 	}
 	if v == accept {
 		ep, err := r.CreateEndpoint(&c.host.queue)
@@ -65,6 +65,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 			s.log.Debug("no ICMP error for the program", slog.Uint64("conn", c.id), slog.Any("err", err))
 		}
 	}
+	c.settle(neg)
 	c.wire.close(true)
 	s.conns.end(c)
 	s.logFailure(c)
@@ -72,7 +73,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 
 // dialWire opens c's wire side and returns what the program is to be told; icmp goes
 // with explain.
-func (s *Stack) dialWire(c *conn, p *pending, neg negotiator) (v verdict, icmp icmpError) {
+func (s *Stack) dialWire(c *conn, p *pending, neg *ENO) (v verdict, icmp icmpError) {
 	ep, err := s.net.NewEndpoint(tcp.ProtocolNumber, networkProtocol(p.dst.Addr()), &c.wire.queue)
 	if err != nil {
 		c.fail(err)
@@ -127,6 +128,12 @@ func (s *Stack) explainDial(c *conn, p *pending, err tcpip.Error) (verdict, icmp
 	if err == nil {
 		err = &tcpip.ErrConnectionAborted{}
 	}
+	if cause := secureError(c.wire.ep); cause != nil {
+		// TCP was established, and reset: policy is require and the peer does not encrypt.
+		c.failWith(cause)
+		s.counters.plainRefused.Add(1)
+		return refuse, icmpError{}
+	}
 	c.fail(err)
 	select {
 	case e := <-p.icmp: // the router's own words
@@ -144,13 +151,9 @@ func (s *Stack) explainDial(c *conn, p *pending, err tcpip.Error) (verdict, icmp
 	}
 }
 
-// requireEncryption waits until the wire side carries protected data.
-func (s *Stack) requireEncryption(c *conn, neg negotiator) verdict {
-	if !c.settle(neg).encrypted {
-		s.counters.plainRefused.Add(1)
-		c.failWith(errPlainPeer)
-		return refuse
-	}
+// awaitReady waits until the wire side carries protected data. Under a require policy
+// one that would be in clear has been reset before.
+func (s *Stack) awaitReady(c *conn) verdict {
 	timer := time.NewTimer(encryptTime)
 	defer timer.Stop()
 	select {
@@ -172,7 +175,7 @@ var errNotReady = errors.New("the key exchange does not end")
 
 // establish starts to relay and stays until the negotiation's result is complete, for
 // the table and the log.
-func (s *Stack) establish(c *conn, neg negotiator) {
+func (s *Stack) establish(c *conn, neg *ENO) {
 	e := c.settle(neg)
 	if !e.encrypted {
 		keepAlive(c.wire.ep, wireKeepaliveIdle, wireKeepaliveInterval, wireKeepaliveCount)

@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -170,5 +169,3 @@ func (l *leg) close(reset bool) {
 	}
 	l.ep.Close()
 }
-
-var errPlainPeer = errors.New("policy is require and the peer did not encrypt")

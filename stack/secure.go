@@ -47,17 +47,10 @@ func (e extension) Passive(c tcp.Conn, _ []byte) tcp.Negotiator {
 	return p.neg
 }
 
-// A negotiator is ENO for one connection, and what it came to.
-type negotiator interface {
-	tcp.Negotiator
-	Outcome() (tcpcrypt.Outcome, bool)
-	TCPCryptSession() *tcpcrypt.Session // nil before the key exchange is complete
-}
-
 // newNegotiator makes what negotiates for a wire side under rule; nil under bypass.
 // Options that make no sense are replaced by the defaults, so that a mistake in them
 // never means plaintext.
-func (s *Stack) newNegotiator(rule Rule, active bool) negotiator {
+func (s *Stack) newNegotiator(rule Rule, active bool) *ENO {
 	if rule.Policy == Bypass {
 		return nil
 	}
@@ -70,12 +63,12 @@ func (s *Stack) newNegotiator(rule Rule, active bool) negotiator {
 }
 
 // setNegotiator makes neg negotiate for ep, which is not connected yet; nil makes ep plain.
-func setNegotiator(ep tcpip.Endpoint, neg negotiator) {
+func setNegotiator(ep tcpip.Endpoint, neg *ENO) {
 	se, ok := tcp.AsSecure(ep)
 	switch {
 	case !ok:
 	case neg == nil:
-		se.SetNegotiator(nil) // not an interface that holds nil
+		se.SetNegotiator(nil) // not a nil *ENO
 	default:
 		se.SetNegotiator(neg)
 	}
@@ -110,7 +103,7 @@ func readyOf(ep tcpip.Endpoint) <-chan struct{} {
 
 // settle records what neg, nil for none, came to. Called when ENO has decided, and
 // again when the key exchange is complete.
-func (c *conn) settle(neg negotiator) encryption {
+func (c *conn) settle(neg *ENO) encryption {
 	e := encryption{reason: reasonPolicy}
 	if neg != nil {
 		o, decided := neg.Outcome()

@@ -16,8 +16,8 @@ type pending struct {
 	dir  Direction
 	dst  netip.AddrPort // outbound: whom the program dials
 	rule Rule
-	syn  []byte     // outbound: IP and TCP header, for an ICMP error to quote
-	neg  negotiator // inbound: negotiates for the wire side; nil under bypass. acceptIn's
+	syn  []byte // outbound: IP and TCP header, for an ICMP error to quote
+	neg  *ENO   // inbound: negotiates for the wire side; nil under bypass. acceptIn's
 
 	icmp chan icmpError // room for one; what a router says of our SYN
 
