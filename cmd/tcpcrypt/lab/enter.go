@@ -82,8 +82,7 @@ func Enter(p Process) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer held.Close()
-	defer lifeline.Close()
+	defer func() { _, _ = held.Close(), lifeline.Close() }() // neither is written to
 
 	cmd := exec.Command("/proc/self/exe", p.Args...)
 	cmd.Args[0] = os.Args[0]

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -28,7 +28,7 @@ func serveHTTP(t *testing.T, h *Host, text string) {
 		t.Fatal(err)
 	}
 	server := &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, text) }),
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) }),
 		ReadHeaderTimeout: time.Minute,
 	}
 	done := make(chan error, 1)
@@ -203,7 +203,7 @@ func readCapture(t *testing.T, file string) (n uint64, all []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	r, err := pcapgo.NewNgReader(f, pcapgo.DefaultNgReaderOptions)
 	if err != nil {
 		t.Fatal(err)

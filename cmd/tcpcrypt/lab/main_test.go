@@ -40,17 +40,20 @@ func TestMain(m *testing.M) {
 }
 
 // program stands in for the tcpcrypt binary: `run JSON` is `tcpcrypt lab`, `up` a
-// daemon that only looks like one, `web` a web server.
+// daemon that only looks like one, `web` a web server, `signals` a command that tells
+// which signals it gets.
 func program(args []string) int {
 	switch args[0] {
 	case "run":
 		return runProgram(args)
 	case "up":
 		return fakeDaemon(args[2])
+	case "signals":
+		return tellSignals()
 	case "web":
 		server := &http.Server{
 			Addr:              ":80",
-			Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") }),
+			Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello\n") }),
 			ReadHeaderTimeout: time.Minute,
 		}
 		fmt.Fprintln(os.Stderr, server.ListenAndServe())
@@ -83,6 +86,20 @@ func runProgram(args []string) int {
 		return 1
 	}
 	return status
+}
+
+// tellSignals writes a line for each signal, until SIGTERM.
+func tellSignals() int {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, passedOn...)
+	_, _ = os.Stdout.WriteString("up\n")
+	for s := range signals {
+		_, _ = os.Stdout.WriteString(unix.SignalName(s.(unix.Signal)) + "\n")
+		if s == unix.SIGTERM {
+			break
+		}
+	}
+	return 41
 }
 
 // fakeDaemon does what its configuration says, in words of these tests.

@@ -88,5 +88,5 @@ type lineLog struct {
 func (l *lineLog) WriteLine(host, line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	fmt.Fprintf(l.w, "%s| %s\n", host, line)
+	_, _ = fmt.Fprintf(l.w, "%s| %s\n", host, line) // there is nobody else to tell
 }

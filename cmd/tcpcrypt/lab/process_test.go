@@ -45,9 +45,9 @@ func TestReadyIsAWord(t *testing.T) {
 func TestOutputKeepsTheLastLines(t *testing.T) {
 	o := newOutput("b", nil)
 	for i := range 3 * tailLines {
-		fmt.Fprintf(o, "line %d\n", i)
+		_, _ = fmt.Fprintf(o, "line %d\n", i)
 	}
-	fmt.Fprint(o, strings.Repeat("x", 3*maxLineSize))
+	_, _ = fmt.Fprintf(o, "%s", strings.Repeat("x", 3*maxLineSize))
 	lines := strings.Split(o.last(), "\n")[1:] // the first is empty
 	if len(lines) != tailLines+1 {
 		t.Fatalf("%d lines kept, want %d and the one that goes on", len(lines), tailLines)

@@ -2,45 +2,22 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
 )
 
-// Conn is what a daemon tells of a connection.
-type Conn struct {
-	ID            uint64  `json:"id"`
-	Direction     string  `json:"direction"`
-	Local         string  `json:"local"`
-	Remote        string  `json:"remote"`
-	State         string  `json:"state"`
-	Encrypted     bool    `json:"encrypted"`
-	Reason        *string `json:"reason"`
-	Role          *string `json:"role"`
-	TEP           *string `json:"tep"`
-	AEAD          *string `json:"aead"`
-	SessionID     *string `json:"session_id"`
-	Resumed       bool    `json:"resumed"`
-	BytesSent     uint64  `json:"bytes_sent"`
-	BytesReceived uint64  `json:"bytes_received"`
-}
-
-// Conns asks the host's daemon for its connections, with closed those of the last
-// minute too.
-func (h *Host) Conns(ctx context.Context, closed bool) ([]Conn, error) {
-	args := []string{"conns", "--json", "--socket", socketPath}
-	if closed {
-		args = append(args, "--closed")
+// Control returns a client of the host's daemon; nil for a plain host.
+func (h *Host) Control() *control.Client {
+	if h.daemon == nil {
+		return nil
 	}
-	out, err := h.Command(ctx, h.daemon.cmd.Path, args...).Output()
-	if err != nil {
-		return nil, fmt.Errorf("connections of host %s: %w", h.Name(), err)
-	}
-	var conns []Conn
-	err = json.Unmarshal(out, &conns)
-	return conns, err
+	// The socket is in the host's /run, which only the host's thread has there.
+	return &control.Client{Socket: fmt.Sprintf("/proc/self/fd/%d/%s", h.run.Fd(), filepath.Base(socketPath))}
 }
 
 const (
@@ -53,7 +30,7 @@ const (
 // An End is one daemon's view of a connection.
 type End struct {
 	Host string `json:"host"`
-	Conn
+	control.Conn
 }
 
 // A recorder collects the connections of all daemons, those too that a daemon has
@@ -64,13 +41,13 @@ type recorder struct {
 	wg     sync.WaitGroup
 	err    error // of the goroutine; read after wg
 
-	ends map[string]map[uint64]Conn // by host and id; the goroutine's until it has ended
+	ends map[string]map[uint64]control.Conn // by host and id; the goroutine's until it has ended
 	n    int
 }
 
 func newRecorder(l *Lab) *recorder {
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &recorder{lab: l, cancel: cancel, ends: make(map[string]map[uint64]Conn)}
+	r := &recorder{lab: l, cancel: cancel, ends: make(map[string]map[uint64]control.Conn)}
 	r.wg.Go(func() {
 		tick := time.NewTicker(recordEvery)
 		defer tick.Stop()
@@ -115,17 +92,17 @@ func (r *recorder) ask(ctx context.Context) error {
 		if h.daemon == nil {
 			continue
 		}
-		conns, err := h.Conns(ctx, true)
+		conns, err := h.Control().Conns(ctx, true)
 		if err != nil {
 			select {
 			case <-h.daemon.done:
 			default:
-				errs = append(errs, err)
+				errs = append(errs, fmt.Errorf("connections of host %s: %w", h.Name(), err))
 			}
 			continue
 		}
 		if r.ends[h.Name()] == nil {
-			r.ends[h.Name()] = make(map[uint64]Conn)
+			r.ends[h.Name()] = make(map[uint64]control.Conn)
 		}
 		for _, c := range conns {
 			if _, known := r.ends[h.Name()][c.ID]; !known && r.n == recordMost {

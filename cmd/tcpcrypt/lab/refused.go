@@ -105,7 +105,7 @@ func checkTUN(path string) error {
 	if err == nil {
 		return f.Close()
 	}
-	var cause error = err
+	cause := err
 	if p := (*fs.PathError)(nil); errors.As(err, &p) {
 		cause = p.Err
 	}

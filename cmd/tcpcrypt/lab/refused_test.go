@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -49,7 +50,7 @@ func TestRefusedNamespacesNameTheRemedy(t *testing.T) {
 		tc.kernel.sysctl = func(name string) string { return tc.sysctls[name] }
 		err := namespacesRefused(tc.err, tc.kernel)
 		var e *Error
-		if e, _ = err.(*Error); e == nil || !strings.Contains(e.Error(), tc.what) || !strings.Contains(e.Hint(), tc.fix) {
+		if !errors.As(err, &e) || !strings.Contains(e.Error(), tc.what) || !strings.Contains(e.Hint(), tc.fix) {
 			t.Errorf("%s: %v, try %q; want them to name %q and %q", tc.name, err, e.Hint(), tc.what, tc.fix)
 		}
 	}
@@ -95,14 +96,14 @@ func TestRefusedTUN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	for _, tc := range []struct{ path, what, fix string }{
 		{"/no/such/device", "no such file", "--device /dev/net/tun"},
 		{socket, "no such device", "modprobe tun"}, // ENXIO, as with a node of a driver that is not there
 	} {
 		err := checkTUN(tc.path)
-		e, _ := err.(*Error)
-		if e == nil || !strings.Contains(e.Error(), tc.what) || !strings.Contains(e.Hint(), tc.fix) {
+		var e *Error
+		if !errors.As(err, &e) || !strings.Contains(e.Error(), tc.what) || !strings.Contains(e.Hint(), tc.fix) {
 			t.Errorf("%s: %v; want it to name %q and %q", tc.path, err, tc.what, tc.fix)
 		}
 	}
@@ -135,10 +136,11 @@ func nobody(t *testing.T) []string {
 func TestUserWithoutRightToTUN(t *testing.T) {
 	o := RunOptions{Options: Options{Hosts: []HostOptions{{Name: "a"}, {Name: "b", Plain: true}}}, Command: []string{"echo", "must not run"}}
 	cmd := outside(t.Context(), t, o)
-	wrap(t, cmd, "touch /run/closed; chmod 0 /run/closed; mount --bind /run/closed /dev/net/tun", nobody(t)...)
+	// A file that only the machine's own root may open.
+	wrap(t, cmd, "mount --bind /etc/shadow /dev/net/tun", nobody(t)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	status, stdout, stderr := finished(t, cmd)
-	if status != 1 || stdout != "" || !strings.Contains(stderr, "its mode is 0000") || !strings.Contains(stderr, "chmod 0666 /dev/net/tun") {
+	if status != 1 || stdout != "" || !strings.Contains(stderr, "its mode is 0640") || !strings.Contains(stderr, "chmod 0666 /dev/net/tun") {
 		t.Errorf("status %d, stdout %q, stderr %s", status, stdout, stderr)
 	}
 }

@@ -74,11 +74,12 @@ func (r *Report) Table() string {
 	default:
 		fmt.Fprintf(b, "tcpcrypt lab: %d connection%s\n", n, plural(n))
 		t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "FROM\tTO\tENCRYPTED\tSESSION ID\tENDS\tSENT\tRECEIVED")
+		// Nothing fails: it is a strings.Builder.
+		_, _ = io.WriteString(t, "FROM\tTO\tENCRYPTED\tSESSION ID\tENDS\tSENT\tRECEIVED\n")
 		for _, c := range r.Connections[:min(n, maxRows)] {
-			fmt.Fprintln(t, strings.Join(c.row(), "\t"))
+			_, _ = io.WriteString(t, strings.Join(c.row(), "\t")+"\n")
 		}
-		_ = t.Flush() // a strings.Builder does not fail
+		_ = t.Flush()
 		if n > maxRows {
 			fmt.Fprintf(b, "and %d more: --json has them all\n", n-maxRows)
 		}

@@ -6,9 +6,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
 )
 
-// ptr is for the fields of Conn that may be null.
+// ptr is for the fields of control.Conn that may be null.
 func ptr(s string) *string { return &s }
 
 // testHosts are a, b and c, without namespaces.
@@ -21,14 +23,14 @@ func testHosts() []*Host {
 }
 
 func encryptedEnd(host string, id uint64, direction, local, remote, session string, sent, received uint64) End {
-	return End{Host: host, Conn: Conn{
+	return End{Host: host, Conn: control.Conn{
 		ID: id, Direction: direction, Local: local, Remote: remote, State: "closed", Encrypted: true,
 		Role: ptr("A"), TEP: ptr("curve25519"), AEAD: ptr("aes128gcm"), SessionID: &session, BytesSent: sent, BytesReceived: received,
 	}}
 }
 
 func plainEnd(host string, id uint64, direction, local, remote, reason string, sent, received uint64) End {
-	return End{Host: host, Conn: Conn{
+	return End{Host: host, Conn: control.Conn{
 		ID: id, Direction: direction, Local: local, Remote: remote, State: "closed", Reason: &reason,
 		BytesSent: sent, BytesReceived: received,
 	}}

@@ -33,6 +33,11 @@ type RunOptions struct {
 	Stderr   io.Writer // of the command, if it is an *os.File, and for the report
 }
 
+// tell writes what goes wrong beside the command.
+func (o *RunOptions) tell(err error) {
+	_, _ = fmt.Fprintf(o.Stderr, "tcpcrypt lab: %v\n", err) // there is nobody else to tell
+}
+
 // Exit statuses of shells, env and nohup for commands that cannot be run.
 const (
 	statusNotExecutable = 126
@@ -64,7 +69,7 @@ func Run(o RunOptions) (int, error) {
 
 // cannotExecute says why the command cannot be run, and returns the status for it.
 func cannotExecute(o RunOptions, err error) int {
-	fmt.Fprintf(o.Stderr, "tcpcrypt lab: %v\n", err)
+	o.tell(err)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
 		return statusNotFound
 	}
@@ -104,7 +109,7 @@ func run(ctx context.Context, o RunOptions, relay *signalRelay) (status int, err
 		select {
 		case <-s.Done():
 			// Some serve one connection and end; to be told, but no failure.
-			fmt.Fprintf(o.Stderr, "tcpcrypt lab: %v\n", s.ended())
+			o.tell(s.ended())
 		default:
 		}
 	}
@@ -115,7 +120,7 @@ func run(ctx context.Context, o RunOptions, relay *signalRelay) (status int, err
 	report := newReport(l, rows, status)
 	writeErr := report.write(o.Stderr, o.JSON)
 	if err := errors.Join(append(troubles, writeErr)...); err != nil {
-		fmt.Fprintf(o.Stderr, "tcpcrypt lab: %v\n", err)
+		o.tell(err)
 		if status == 0 {
 			status = 1
 		}

@@ -49,7 +49,7 @@ func (s *space) run(flags int, setup func() error, started chan<- error) {
 		return
 	}
 	if s.netns, err = os.Open("/proc/thread-self/ns/net"); err == nil {
-		defer s.netns.Close()
+		defer func() { _ = s.netns.Close() }()
 		err = setup()
 	}
 	started <- err

@@ -48,7 +48,7 @@ func show(tcpcrypt string) (err error) {
 		"lab", "--host", "a", "--host", "b", "--host", "c=plain", "--serve", "b=" + server, "--serve", "c=" + server,
 		"--pcap", dir, "--json", "--", self, "client",
 	}
-	fmt.Fprintf(os.Stdout, "$ tcpcrypt %s\n\n", strings.Join(args, " "))
+	say("$ tcpcrypt %s\n\n", strings.Join(args, " "))
 	cmd := exec.Command(tcpcrypt, args...)
 	var report lastLine
 	cmd.Stdout, cmd.Stderr = os.Stdout, &report
@@ -60,7 +60,7 @@ func show(tcpcrypt string) (err error) {
 		_, _ = os.Stderr.Write(report.last()) // it is why the lab has failed
 		return fmt.Errorf("the lab has made no report: %w", errors.Join(runErr, err))
 	}
-	fmt.Fprintf(os.Stdout, "\n%s\n", r.Table())
+	say("\n%s\n", r.Table())
 	v := &verdict{w: os.Stdout}
 	v.check(runErr == nil, "the lab ended with status %d", r.ExitStatus)
 	judgeReport(v, &r)
@@ -72,9 +72,12 @@ func show(tcpcrypt string) (err error) {
 	if err := v.result(); err != nil {
 		return err
 	}
-	fmt.Fprintln(os.Stdout, "\nPASS: everything above")
+	say("\nPASS: everything above\n")
 	return nil
 }
+
+// say tells the user; the exit status says what matters as well.
+func say(format string, args ...any) { _, _ = fmt.Fprintf(os.Stdout, format, args...) }
 
 // runToTheEnd runs cmd and hands it our signals, so that we outlive it and clean up.
 func runToTheEnd(cmd *exec.Cmd) error {
