@@ -52,8 +52,8 @@ func (x *enoExtension) eno() *stack.ENO {
 }
 
 // enoPair joins two stacks with ENO; a nil extension is upstream's TCP.
-func enoPair(t testing.TB, a, b *enoExtension) *tcptest.Pair {
-	t.Helper()
+func enoPair(tb testing.TB, a, b *enoExtension) *tcptest.Pair {
+	tb.Helper()
 	var o tcptest.Options
 	if a != nil {
 		o.A = tcp.NewProtocolWithExtension(a)
@@ -61,32 +61,32 @@ func enoPair(t testing.TB, a, b *enoExtension) *tcptest.Pair {
 	if b != nil {
 		o.B = tcp.NewProtocolWithExtension(b)
 	}
-	return tcptest.New(t, o)
+	return tcptest.New(tb, o)
 }
 
 // enoConnect opens a connection from A to a listener, or a Forwarder, on B.
-func enoConnect(t testing.TB, p *tcptest.Pair, family netip.Addr, forward bool) (c, s *tcptest.Conn) {
-	t.Helper()
+func enoConnect(tb testing.TB, p *tcptest.Pair, family netip.Addr, forward bool) (c, s *tcptest.Conn) {
+	tb.Helper()
 	at := netip.AddrPortFrom(family, enoPort)
 	c = p.NewConn(p.A, family)
 	var err error
 	if forward {
-		got := p.Forward(t.Context(), p.B)
+		got := p.Forward(tb.Context(), p.B)
 		if err := c.StartConnect(at); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		a := <-got
 		s, err = a.Conn, a.Err
 	} else {
 		l := p.Listen(p.B, at, 10)
-		t.Cleanup(l.Close)
+		tb.Cleanup(l.Close)
 		if err := c.StartConnect(at); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		s, err = l.Accept()
 	}
 	if err := errors.Join(err, c.WaitReady(), s.WaitReady()); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c, s
 }
@@ -100,8 +100,8 @@ func pattern(n int) []byte {
 }
 
 // talk sends n bytes each way, ends both streams and closes.
-func talk(t testing.TB, c, s *tcptest.Conn, n int) {
-	t.Helper()
+func talk(tb testing.TB, c, s *tcptest.Conn, n int) {
+	tb.Helper()
 	want := pattern(n)
 	for _, way := range [][2]*tcptest.Conn{{c, s}, {s, c}} {
 		errc := make(chan error, 1)
@@ -111,10 +111,10 @@ func talk(t testing.TB, c, s *tcptest.Conn, n int) {
 		}()
 		got, err := io.ReadAll(way[1])
 		if err := errors.Join(err, <-errc); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if !bytes.Equal(got, want) {
-			t.Fatalf("%d bytes differ from the %d sent", len(got), len(want))
+			tb.Fatalf("%d bytes differ from the %d sent", len(got), len(want))
 		}
 	}
 	c.Close()
@@ -408,7 +408,7 @@ func TestENOTampering(t *testing.T) {
 			_, _ = c.Write(pattern(1000)) // fails, or not yet
 			_, _ = c.Write(pattern(1000))
 			n, err := s.Read(make([]byte, 10))
-			if n != 0 || err == nil || err == io.EOF {
+			if n != 0 || err == nil || errors.Is(err, io.EOF) {
 				t.Errorf("read: %d, %v", n, err)
 			}
 			if c.Secure().Err() == nil && s.Secure().Err() == nil {
@@ -558,7 +558,7 @@ func TestNoENOUnderCookies(t *testing.T) {
 	talk(t, c, s, 10_000)
 }
 
-// TestTransparentToContext: a session's handshake ends with its connection.
+// TestENOHandshakeEndsWithTheConnection: a session's handshake ends with its connection.
 func TestENOHandshakeEndsWithTheConnection(t *testing.T) {
 	a := new(enoExtension)
 	p := enoPair(t, a, new(enoExtension))

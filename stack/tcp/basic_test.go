@@ -39,23 +39,23 @@ func opts(a, b *toy) tcptest.Options {
 
 // connect opens a connection from A to a listener on B and waits for keys at both
 // ends.
-func connect(t testing.TB, p *tcptest.Pair) ends {
-	t.Helper()
+func connect(tb testing.TB, p *tcptest.Pair) ends {
+	tb.Helper()
 	l := p.Listen(p.B, netip.AddrPortFrom(tcptest.B4, port), 10)
-	t.Cleanup(l.Close)
+	tb.Cleanup(l.Close)
 	c := p.NewConn(p.A, tcptest.B4)
 	if err := c.StartConnect(netip.AddrPortFrom(tcptest.B4, port)); err != nil {
-		t.Fatalf("connect: %v", err)
+		tb.Fatalf("connect: %v", err)
 	}
 	s, err := l.Accept()
 	if err != nil {
-		t.Fatalf("accept: %v", err)
+		tb.Fatalf("accept: %v", err)
 	}
 	if err := c.WaitReady(); err != nil {
-		t.Fatalf("active end: %v", err)
+		tb.Fatalf("active end: %v", err)
 	}
 	if err := s.WaitReady(); err != nil {
-		t.Fatalf("passive end: %v", err)
+		tb.Fatalf("passive end: %v", err)
 	}
 	return ends{p, c, s}
 }
@@ -74,8 +74,8 @@ func random(n int) []byte {
 }
 
 // send writes b to one end, ends its stream, and reads it at the other.
-func send(t testing.TB, from, to *tcptest.Conn, b []byte) {
-	t.Helper()
+func send(tb testing.TB, from, to *tcptest.Conn, b []byte) {
+	tb.Helper()
 	errc := make(chan error, 1)
 	go func() {
 		_, err := from.Write(b)
@@ -86,23 +86,23 @@ func send(t testing.TB, from, to *tcptest.Conn, b []byte) {
 	}()
 	got, err := io.ReadAll(to)
 	if werr := <-errc; werr != nil {
-		t.Fatalf("write: %v", werr)
+		tb.Fatalf("write: %v", werr)
 	}
 	if err != nil {
-		t.Fatalf("read: %v after %d of %d bytes", err, len(got), len(b))
+		tb.Fatalf("read: %v after %d of %d bytes", err, len(got), len(b))
 	}
 	if sha256.Sum256(got) != sha256.Sum256(b) {
 		i := 0
 		for i < min(len(got), len(b)) && got[i] == b[i] {
 			i++
 		}
-		t.Fatalf("got %d bytes, want %d; first difference at %d", len(got), len(b), i)
+		tb.Fatalf("got %d bytes, want %d; first difference at %d", len(got), len(b), i)
 	}
 }
 
 // exchange sends n bytes each way at once.
-func (e ends) exchange(t testing.TB, n int) {
-	t.Helper()
+func (e ends) exchange(tb testing.TB, n int) {
+	tb.Helper()
 	b := random(n)
 	done := make(chan error, 2)
 	go func() {
@@ -116,24 +116,24 @@ func (e ends) exchange(t testing.TB, n int) {
 	for _, c := range []*tcptest.Conn{e.server, e.active} {
 		got := make([]byte, n)
 		if _, err := io.ReadFull(c, got); err != nil {
-			t.Fatalf("read: %v", err)
+			tb.Fatalf("read: %v", err)
 		}
 		if !bytes.Equal(got, b) {
-			t.Fatalf("%d bytes differ", n)
+			tb.Fatalf("%d bytes differ", n)
 		}
 	}
 	for range 2 {
 		if err := <-done; err != nil {
-			t.Fatalf("write: %v", err)
+			tb.Fatalf("write: %v", err)
 		}
 	}
 }
 
 // finish ends both streams, half by half, and closes.
-func (e ends) finish(t testing.TB) {
-	t.Helper()
-	send(t, e.active, e.server, []byte("one way"))
-	send(t, e.server, e.active, []byte("and the other"))
+func (e ends) finish(tb testing.TB) {
+	tb.Helper()
+	send(tb, e.active, e.server, []byte("one way"))
+	send(tb, e.server, e.active, []byte("and the other"))
 	e.close()
 }
 

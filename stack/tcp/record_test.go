@@ -20,19 +20,19 @@ import (
 )
 
 // setBuffers sets the sizes of both buffers of new endpoints, in bytes.
-func setBuffers(t testing.TB, s *stack.Stack, send, receive int) {
-	t.Helper()
+func setBuffers(tb testing.TB, s *stack.Stack, send, receive int) {
+	tb.Helper()
 	sb := tcpip.TCPSendBufferSizeRangeOption{Min: 1, Default: send, Max: send}
 	rb := tcpip.TCPReceiveBufferSizeRangeOption{Min: 1, Default: receive, Max: receive}
 	if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, &sb); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, &rb); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	off := tcpip.TCPModerateReceiveBufferOption(false)
 	if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, &off); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -208,7 +208,7 @@ func TestSmallReadsAndWrites(t *testing.T) {
 		buf := make([]byte, 1+r.IntN(2000))
 		n, err := e.server.Read(buf)
 		got = append(got, buf[:n]...)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -316,7 +316,7 @@ func TestHalfClose(t *testing.T) {
 			}
 			send(t, other, one, random(200_000))
 			for _, c := range []*tcptest.Conn{one, other} {
-				if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 					t.Errorf("read after the end: %d, %v", n, err)
 				}
 				if err := c.Secure().Err(); err != nil {
@@ -453,7 +453,7 @@ func TestTruncation(t *testing.T) {
 				}
 			}
 			n, err := io.ReadFull(e.active, got)
-			if n != len(msg) || err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+			if n != len(msg) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("read %d: %v, want %d and no end", n, err, len(msg))
 			}
 			if te, ok := tcpError(err).(*tcp.Error); !ok || !errors.Is(te.Cause(), tcp.ErrTruncated) {
@@ -485,7 +485,7 @@ func TestBytesAfterTheLastRecord(t *testing.T) {
 	// The end is reported when the last record comes; what follows it aborts then.
 	for {
 		_, err := e.active.Read(make([]byte, 10))
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			break
 		}
 		p.Await(func(*tcptest.Packet) bool { return true })
@@ -503,12 +503,12 @@ func TestPeerResetStaysAReset(t *testing.T) {
 	e.server.EP.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
 	p.Trace()
 	e.server.Close()
-	if _, err := e.active.Read(make([]byte, 1)); err == nil || err == io.EOF {
+	if _, err := e.active.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("read: %v, want a reset", err)
 	} else if _, ok := tcpError(err).(*tcpip.ErrConnectionReset); !ok {
 		t.Errorf("read: %v, want a reset", err)
 	}
-	if _, err := e.active.Read(make([]byte, 1)); err == io.EOF {
+	if _, err := e.active.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
 		t.Error("the second read says end-of-file")
 	}
 	for _, pk := range p.Packets() {
@@ -561,7 +561,7 @@ func TestCloseThenPeersLastRecord(t *testing.T) {
 	e := connect(t, p)
 	p.Trace()
 	e.active.Close()
-	if n, err := e.server.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := e.server.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatalf("read: %d, %v", n, err)
 	}
 	if err := e.server.CloseWrite(); err != nil {
@@ -714,7 +714,7 @@ func TestShutdownDuringKeyExchange(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n, err := s.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			if n, err := s.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 				t.Errorf("read: %d, %v, want the end", n, err)
 			}
 			if err := s.Secure().Err(); err != nil {

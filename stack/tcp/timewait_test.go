@@ -35,11 +35,11 @@ func closeServerFirst(t *testing.T, c, s *tcptest.Conn) {
 	if err := s.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("read: %v", err)
 	}
 	c.Close()
-	if _, err := s.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("read: %v", err)
 	}
 	s.Close()
@@ -118,7 +118,7 @@ func TestTimeWaitPerEndpoint(t *testing.T) {
 	if err := e.server.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.active.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := e.active.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 	e.close()

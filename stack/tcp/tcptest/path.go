@@ -131,7 +131,7 @@ func (p *Packet) ipLen() int {
 // TCP returns the TCP header and what follows; nil if it is not TCP.
 func (p *Packet) TCP() header.TCP {
 	if p.Proto == header.IPv6ProtocolNumber {
-		if header.IPv6(p.IP).TransportProtocol() != header.TCPProtocolNumber {
+		if header.IPv6(p.IP).NextHeader() != uint8(header.TCPProtocolNumber) {
 			return nil
 		}
 	} else if header.IPv4(p.IP).TransportProtocol() != header.TCPProtocolNumber {
