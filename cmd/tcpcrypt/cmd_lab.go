@@ -30,7 +30,8 @@ COMMAND on the first host and stops everything. Needs no root where the kernel l
 namespaces, touches nothing outside of them and leaves nothing behind, whatever ends it.
 
 The hosts find each other by name: b has IPv4 and IPv6, b.ip4 and b.ip6 one of them. Each has a /run of its own,
-so on a host 'tcpcrypt conns' needs no --socket. There is no way out to other networks.
+with the daemon's configuration in /run/tcpcrypt.toml (every connection in the lab, opportunistically), and on a
+host 'tcpcrypt conns' needs no --socket. There is no way out to other networks.
 
 COMMAND has the terminal, and its exit status becomes the lab's: 128 plus the number if a signal ended it, 127 if
 there is no such command. 1 is also what fails before or beside it: a daemon, a server that does not listen.

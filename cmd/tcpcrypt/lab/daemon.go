@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
 
 const (
+	programDir = runDir + "/lab/bin" // holds the daemon's program, on hosts that run it
 	configPath = runDir + "/tcpcrypt.toml"
 	socketPath = runDir + "/tcpcrypt.sock" // the default of root, so that commands on the host need no flag
 
@@ -47,11 +49,24 @@ func (h *Host) startDaemon(program string) error {
 	if config == "" {
 		config = DefaultConfig()
 	}
-	if err := h.Do(func() error { return os.WriteFile(configPath, []byte(config), 0o644) }); err != nil {
-		return err
-	}
+	link, err := filepath.Abs(program)
 	if program == "" {
 		program = "/proc/self/exe"
+		link, err = os.Executable()
+	}
+	if err != nil {
+		return err
+	}
+	err = h.Do(func() error {
+		if err := os.Mkdir(programDir, 0o755); err != nil {
+			return err
+		}
+		return errors.Join(
+			os.Symlink(link, filepath.Join(programDir, "tcpcrypt")),
+			os.WriteFile(configPath, []byte(config), 0o644))
+	})
+	if err != nil {
+		return &Error{What: "prepare the daemon of host " + h.Name(), Err: err}
 	}
 	// Not under anybody's context: it ends in Close.
 	cmd := h.Command(context.Background(), program, "up", "-c", configPath, "--socket", socketPath)

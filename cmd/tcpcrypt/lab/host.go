@@ -119,12 +119,17 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *Cmd {
 }
 
 // environment is the process's, without our own marks and without the directories and
-// buses of the user's session, which are not on the hosts.
+// buses of the user's session, which are not on the hosts; tcpcrypt is found last in
+// PATH.
 func environment() []string {
 	var env []string
 	for _, v := range withoutStage(os.Environ()) {
-		name, _, _ := strings.Cut(v, "=")
-		if name != "XDG_RUNTIME_DIR" && name != "DBUS_SESSION_BUS_ADDRESS" {
+		name, value, _ := strings.Cut(v, "=")
+		switch name {
+		case "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS":
+		case "PATH":
+			env = append(env, "PATH="+value+":"+programDir)
+		default:
 			env = append(env, v)
 		}
 	}

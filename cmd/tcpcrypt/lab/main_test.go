@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(Main(func() int {
 		status := m.Run()
+		removeProgram()
 		if status == 0 {
 			if err := goleak.Find(); err != nil {
 				fmt.Fprintln(os.Stderr, err)

@@ -56,17 +56,17 @@ func TestRefusedNamespacesNameTheRemedy(t *testing.T) {
 	}
 }
 
-// wrap runs cmd, made by outside, from a shell that does script first. prefix is a
-// program to start it with, such as setpriv. The path of the test binary leads through
-// directories that are not open to everybody, so the shell gets it as an open file.
+// wrap runs cmd from a shell that does script first. prefix is a program to start it
+// with, such as setpriv. The program's path may lead through directories that are not
+// open to everybody, so the shell gets it as an open file.
 func wrap(t *testing.T, cmd *exec.Cmd, script string, prefix ...string) {
 	t.Helper()
-	self, err := os.Open("/proc/self/exe")
+	program, err := os.Open(cmd.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = self.Close() }) // read only
-	cmd.ExtraFiles = []*os.File{self}
+	t.Cleanup(func() { _ = program.Close() }) // read only
+	cmd.ExtraFiles = []*os.File{program}
 	args := append([]string{"sh", "-ec", script + `; exec "$@"`, "sh"}, prefix...)
 	cmd.Args = append(append(args, "/proc/self/fd/3"), cmd.Args[1:]...)
 	cmd.Path = "/bin/sh"

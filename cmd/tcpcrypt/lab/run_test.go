@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -121,17 +122,22 @@ func TestSignalBeforeTheCommandEndsTheLab(t *testing.T) {
 	}
 }
 
-// What holds the command's standard output open are the processes of the lab: at its
-// end of file they are all gone.
 func TestKilledLabLeavesNothing(t *testing.T) {
+	o := plainRun("setsid sleep 1000 & (trap '' TERM HUP INT; setsid sh -c 'sleep 1001 & wait') & echo up; sleep 1002")
+	o.Services = []Service{{Host: "b", Command: "exec nc -lk 80"}}
+	o.Pcap = t.TempDir()
+	killAndLook(t, outside(t.Context(), t, o), "sleep 100", "nc -lk")
+}
+
+// killAndLook kills a lab whose command has said up, and looks for what is left: mounts,
+// and processes that begin with one of the texts. What holds the command's standard
+// output open are the processes of the lab: at its end of file they are all gone.
+func killAndLook(t *testing.T, cmd *exec.Cmd, texts ...string) {
+	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := plainRun("setsid sleep 1000 & (trap '' TERM HUP INT; setsid sh -c 'sleep 1001 & wait') & echo up; sleep 1002")
-	o.Services = []Service{{Host: "b", Command: "exec nc -lk 80"}}
-	o.Pcap = t.TempDir()
-	cmd := outside(t.Context(), t, o)
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -145,6 +151,9 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	readTo(t, r, "up")
+	if len(processes(t, texts...)) == 0 {
+		t.Errorf("before the kill there is none of %q", texts)
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +164,7 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 	if rest, err := io.ReadAll(r); err != nil {
 		t.Errorf("after %q: %v: a process of the killed lab lives on", rest, err)
 	}
-	if left := processes(t, "sleep 100", "nc -lk"); len(left) > 0 {
+	if left := processes(t, texts...); len(left) > 0 {
 		t.Errorf("processes left: %q", left)
 	}
 	if after, err := os.ReadFile("/proc/self/mountinfo"); err != nil || string(after) != string(mounts) {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -48,7 +49,7 @@ func show(tcpcrypt string) (err error) {
 		"lab", "--host", "a", "--host", "b", "--host", "c=plain", "--serve", "b=" + server, "--serve", "c=" + server,
 		"--pcap", dir, "--json", "--", self, "client",
 	}
-	say("$ tcpcrypt %s\n\n", strings.Join(args, " "))
+	say("$ tcpcrypt %s\n\n", typed(args))
 	cmd := exec.Command(tcpcrypt, args...)
 	var report lastLine
 	cmd.Stdout, cmd.Stderr = os.Stdout, &report
@@ -60,7 +61,10 @@ func show(tcpcrypt string) (err error) {
 		_, _ = os.Stderr.Write(report.last()) // it is why the lab has failed
 		return fmt.Errorf("the lab has made no report: %w", errors.Join(runErr, err))
 	}
+	captures := r.Captures
+	r.Captures = nil // the table need not name files that are gone when it is read
 	say("\n%s\n", r.Table())
+	r.Captures = captures
 	v := &verdict{w: os.Stdout}
 	v.check(runErr == nil, "the lab ended with status %d", r.ExitStatus)
 	judgeReport(v, &r)
@@ -74,6 +78,18 @@ func show(tcpcrypt string) (err error) {
 	}
 	say("\nPASS: everything above\n")
 	return nil
+}
+
+// typed is how a user would type args.
+func typed(args []string) string {
+	var words []string
+	for _, arg := range args {
+		if strings.ContainsAny(arg, " '") {
+			arg = strconv.Quote(arg)
+		}
+		words = append(words, arg)
+	}
+	return strings.Join(words, " ")
 }
 
 // say tells the user; the exit status says what matters as well.
