@@ -132,9 +132,9 @@ func TestFailedSetUpLeavesNothing(t *testing.T) {
 		sameState(t, "after a failed start", before, n.b.state(t))
 	}
 	t.Run("taken device name", func(t *testing.T) {
-		n.b.run(t, "ip", "link", "add", "tcpcrypt0", "type", "dummy")
+		n.b.run(t, "ip", "tuntap", "add", "tcpcrypt0", "mode", "tun")
 		fails(t, everything(opportunistic, ""))
-		n.b.run(t, "ip", "link", "del", "tcpcrypt0")
+		n.b.run(t, "ip", "tuntap", "del", "tcpcrypt0", "mode", "tun")
 	})
 	t.Run("broken configuration", func(t *testing.T) {
 		fails(t, "[[outbound]]\nto = [\"10.0.0.0/8\"]\npolicy = \"requir\"\n")

@@ -69,18 +69,9 @@ func TestSYNOfTheOpenerIsRepeatedUnchanged(t *testing.T) {
 			return len(options) >= 4
 		}}
 	})
-	done := make(chan error, 1)
-	go func() {
-		peer, err := l.Accept(soon(t))
-		if err == nil {
-			_, err = wirepeer.Handshake(soon(t), peer, wirepeer.Config{})
-		}
-		done <- err
-	}()
+	exchanged := l.handshake(wirepeer.Config{})
 	o.a.mustDial(t, at) // under require it never falls back
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	exchanged(t)
 	for _, eno := range options {
 		if eno == nil || !bytes.Equal(eno, options[0]) {
 			t.Errorf("SYNs with ENO %x: want the same in each", options)

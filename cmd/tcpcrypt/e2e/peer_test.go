@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,15 +31,18 @@ func newOutbound(t *testing.T, config string) *outbound {
 	return &outbound{network: n, daemon: n.a.up(t, config)}
 }
 
+// A listener is a wire peer's.
+type listener struct{ *wirepeer.Listener }
+
 // server makes a peer with an address of its own listen on port 80.
-func (o *outbound) server(t *testing.T, v6 bool, script func() wirepeer.Script) (netip.AddrPort, *wirepeer.Listener) {
+func (o *outbound) server(t *testing.T, v6 bool, script func() wirepeer.Script) (netip.AddrPort, *listener) {
 	t.Helper()
 	at := netip.AddrPortFrom(peerAddr(v6, byte(o.last.Add(1))), 80)
 	l, err := o.peers.Listen(at, script)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return at, l
+	return at, &listener{l}
 }
 
 // connect lets the application on host a connect to a new peer of that script.
@@ -65,6 +69,34 @@ func (o *outbound) encrypted(t *testing.T, script wirepeer.Script, cfg wirepeer.
 		t.Fatalf("key exchange: %v", err)
 	}
 	return app, s
+}
+
+// handshake accepts a connection and does the key exchange meanwhile; what it returns
+// waits for the session.
+func (l *listener) handshake(cfg wirepeer.Config) func(t *testing.T) *wirepeer.Session {
+	type result struct {
+		s   *wirepeer.Session
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		var r result
+		var peer *wirepeer.Conn
+		if peer, r.err = l.Accept(ctx); r.err == nil {
+			r.s, r.err = wirepeer.Handshake(ctx, peer, cfg)
+		}
+		done <- r
+	}()
+	return func(t *testing.T) *wirepeer.Session {
+		t.Helper()
+		r := <-done
+		if r.err != nil {
+			t.Fatalf("key exchange: %v", r.err)
+		}
+		return r.s
+	}
 }
 
 // to matches the connection to that peer.
@@ -175,26 +207,9 @@ func TestPeerAsServerWithEveryTEPAndAEAD(t *testing.T) {
 	combinations(t, func(t *testing.T, v6 bool, cfg wirepeer.Config) {
 		at, l := o.server(t, v6, func() wirepeer.Script { return wirepeer.Script{Answer: cfg.Answer} })
 		// Under require the program's connection is there once the keys are.
-		accepted := make(chan *wirepeer.Session, 1)
-		go func() {
-			defer close(accepted)
-			peer, err := l.Accept(soon(t))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			s, err := wirepeer.Handshake(soon(t), peer, cfg)
-			if err != nil {
-				t.Errorf("key exchange: %v", err)
-				return
-			}
-			accepted <- s
-		}()
+		exchanged := l.handshake(cfg)
 		app := o.a.mustDial(t, at)
-		s := <-accepted
-		if s == nil {
-			return
-		}
+		s := exchanged(t)
 		if s.Role != wirepeer.B || !slices.Equal(s.Offered, wirepeer.Ciphers) {
 			t.Errorf("role %v, offered ciphers %v", s.Role, s.Offered)
 		}
