@@ -194,12 +194,12 @@ func TestVectorsInit(t *testing.T) {
 					n, _, done, err = kx.Feed(whole[used:min(used+step, len(whole))])
 					used += n
 				}
-				switch {
-				case m.Result == "ok":
+				switch m.Result {
+				case "ok":
 					if err != nil || !done {
 						t.Errorf("step %d: done %v, %v", step, done, err)
 					}
-				case m.Result == "incomplete":
+				case "incomplete":
 					if err != nil || done {
 						t.Errorf("step %d: done %v, %v; want to wait", step, done, err)
 					}

@@ -1,0 +1,160 @@
+package tcpcrypt
+
+import (
+	"bytes"
+	"testing"
+)
+
+func TestRekeyIsFollowedAndAnswered(t *testing.T) {
+	a, b := sessions(t, Options{}, Options{}, 1000)
+	old := a.sealer.mk
+	a.Sealer().Rekey()
+	if got := pass(t, a, b, []byte("first under new keys"), Flags{}); !got.Rekeyed {
+		t.Fatal("not rekeyed")
+	}
+	if old.b != [keyLen]byte{} {
+		t.Error("the old master key is still there")
+	}
+	if b.OwedRekeys() != 1 || a.OwedRekeys() != 0 {
+		t.Fatalf("B owes %d, A %d", b.OwedRekeys(), a.OwedRekeys())
+	}
+	if got := pass(t, a, b, []byte("second"), Flags{}); got.Rekeyed {
+		t.Error("rekeyed again")
+	}
+	if got := pass(t, b, a, nil, Flags{}); !got.Rekeyed {
+		t.Error("the answer does not rekey")
+	}
+	if b.OwedRekeys() != 0 || a.OwedRekeys() != 0 {
+		t.Errorf("B owes %d, A %d", b.OwedRekeys(), a.OwedRekeys())
+	}
+	talk(t, a, b)
+	talk(t, b, a)
+}
+
+func TestSimultaneousRekey(t *testing.T) {
+	a, b := sessions(t, Options{}, Options{}, 1000)
+	a.Sealer().Rekey()
+	b.Sealer().Rekey()
+	fa, _ := a.Sealer().Seal(nil, []byte("from A"), Flags{})
+	fb, _ := b.Sealer().Seal(nil, []byte("from B"), Flags{})
+	for s, f := range map[*Session][]byte{a: fb, b: fa} {
+		if got, err := s.Opener().Open(f); err != nil || !got.Rekeyed {
+			t.Fatalf("Open: %+v, %v", got, err)
+		}
+		if s.OwedRekeys() != 0 {
+			t.Errorf("owes %d", s.OwedRekeys())
+		}
+	}
+	talk(t, a, b)
+	talk(t, b, a)
+}
+
+// TestRekeyFlood: a peer that rekeys without end makes us hold a number.
+func TestRekeyFlood(t *testing.T) {
+	a, b := sessions(t, Options{}, Options{}, 1000)
+	const n = 1000
+	for range n {
+		a.Sealer().Rekey()
+		pass(t, a, b, nil, Flags{})
+	}
+	if b.OwedRekeys() != n {
+		t.Fatalf("owes %d, want %d", b.OwedRekeys(), n)
+	}
+	for i := n; i > 0; i-- {
+		if b.OwedRekeys() != i {
+			t.Fatalf("owes %d, want %d", b.OwedRekeys(), i)
+		}
+		pass(t, b, a, nil, Flags{})
+	}
+	if local, remote := b.Generations(); local != n || remote != n {
+		t.Errorf("generations %d and %d", local, remote)
+	}
+}
+
+func TestNothingIsOwedAfterFIN(t *testing.T) {
+	a, b := sessions(t, Options{}, Options{}, 1000)
+	pass(t, b, a, nil, Flags{FIN: true})
+	a.Sealer().Rekey()
+	pass(t, a, b, []byte("x"), Flags{})
+	if b.OwedRekeys() != 0 {
+		t.Errorf("owes %d after FINp", b.OwedRekeys())
+	}
+	pass(t, a, b, []byte("y"), Flags{FIN: true})
+}
+
+// TestBudgets: a key that has done its work is replaced without being asked.
+func TestBudgets(t *testing.T) {
+	for _, aead := range AEADs() {
+		a, b := sessions(t, Options{AEADs: []AEAD{aead}}, Options{AEADs: []AEAD{aead}}, 1000)
+		pass(t, a, b, nil, Flags{})
+		a.sealer.frames = aead.maxFrames() - 1
+		if got := pass(t, a, b, nil, Flags{}); got.Rekeyed {
+			t.Errorf("%v: rekeyed one frame early", aead)
+		}
+		if got := pass(t, a, b, nil, Flags{}); !got.Rekeyed {
+			t.Errorf("%v: not rekeyed after its frames", aead)
+		}
+		a.sealer.bytes = maxKeyBytes - 10
+		if got := pass(t, a, b, make([]byte, 9), Flags{}); got.Rekeyed {
+			t.Errorf("%v: rekeyed too early", aead)
+		}
+		if got := pass(t, a, b, nil, Flags{}); !got.Rekeyed {
+			t.Errorf("%v: not rekeyed after its bytes", aead)
+		}
+	}
+}
+
+// TestNoNonceTwice watches the nonces of a stream with rekeyings in it.
+func TestNoNonceTwice(t *testing.T) {
+	a, _ := sessions(t, Options{}, Options{}, 1000)
+	seen := make(map[string]bool)
+	var buf []byte
+	for i := range 5000 {
+		if i%100 == 99 {
+			a.Sealer().Rekey()
+		}
+		at := a.Sealer().Offset()
+		var err error
+		if buf, err = a.Sealer().Seal(buf[:0], bytes.Repeat([]byte{1}, i%50), Flags{}); err != nil {
+			t.Fatal(err)
+		}
+		k := string(a.sealer.mk.b[:]) + string(a.sealer.key.nonceAt(at))
+		if seen[k] {
+			t.Fatalf("frame %d repeats a nonce", i)
+		}
+		seen[k] = true
+		if a.Sealer().Offset() != at+uint64(len(buf)) {
+			t.Fatalf("frame %d: offset %d, want %d", i, a.Sealer().Offset(), at+uint64(len(buf)))
+		}
+	}
+}
+
+func TestOffsetDoesNotWrap(t *testing.T) {
+	a, _ := sessions(t, Options{}, Options{}, 1000)
+	a.sealer.offset = 1<<64 - 10
+	if _, err := a.Sealer().Seal(nil, nil, Flags{}); err == nil {
+		t.Error("sealed beyond the last offset")
+	}
+}
+
+func TestSealAndOpenDoNotAllocate(t *testing.T) {
+	for _, aead := range AEADs() {
+		a, b := sessions(t, Options{AEADs: []AEAD{aead}}, Options{AEADs: []AEAD{aead}}, 1000)
+		data, dst := make([]byte, 16<<10), make([]byte, 0, 64<<10)
+		if n := testing.AllocsPerRun(50, func() {
+			frame, err := a.Sealer().Seal(dst, data, Flags{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Opener().FrameLen(frame); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Opener().Open(frame); err != nil {
+				t.Fatal(err)
+			}
+			b.OwedRekeys()
+		}); n != 0 {
+			t.Errorf("%v: %v allocations a frame", aead, n)
+		}
+	}
+}
