@@ -107,8 +107,11 @@ func (s *SecureEndpoint) nextRecord() tcpip.Error {
 		}
 		in.want = max(want, headerLen)
 	}
-	for in.n < in.want || in.buf == nil {
+	for {
 		b := s.roomForRecord(headerLen)
+		if in.n == in.want {
+			break
+		}
 		n, err := s.take(b[in.n:min(in.want, len(b))])
 		if err != nil {
 			return s.streamEnd(err)
