@@ -82,7 +82,8 @@ Exit status: 0 done, 1 failed, 2 wrong usage; lab passes on its command's.`,
   sudo tcpcrypt conns`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.NoArgs, // or a command that does not exist would get the help, and 0
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newUp(), newCheck(), newConns(), newLab(), newVersion())

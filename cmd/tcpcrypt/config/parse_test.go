@@ -1,0 +1,174 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/tcpcrypt/tcpcrypt/routing"
+	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
+)
+
+const whole = `
+[interface]
+name   = "tc1"
+host4  = "10.9.9.1"
+stack4 = "10.9.9.2"
+host6  = "fd00::1"
+stack6 = "fd00::2"
+mtu    = 9000
+on_exit = "open"
+
+[[outbound]]
+to     = ["10.20.0.0/16", "192.0.2.7", "2001:db8::/32"]
+except = ["10.20.3.0/24"]
+ports  = ["80", "9000-9100", 443]
+policy = "require"
+
+[[outbound]]
+to = ["0.0.0.0/0"]
+
+[[inbound]]
+ports   = ["80"]
+policy  = "require"
+deliver = "transparent"
+proxy_protocol = false
+
+[crypto]
+teps       = ["p521", "curve448"]
+aeads      = ["aes256gcm"]
+resumption = false
+nonce      = 3
+`
+
+func TestEveryKey(t *testing.T) {
+	c, problems := Parse("f", []byte(whole))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	want := Interface{
+		Name: "tc1", MTU: 9000,
+		Host4: netip.MustParseAddr("10.9.9.1"), Stack4: netip.MustParseAddr("10.9.9.2"),
+		Host6: netip.MustParseAddr("fd00::1"), Stack6: netip.MustParseAddr("fd00::2"),
+	}
+	if c.Interface != want {
+		t.Errorf("interface %+v, want %+v", c.Interface, want)
+	}
+	if !slices.Equal(c.Crypto.TEPs, []tcpcrypt.TEP{tcpcrypt.P521, tcpcrypt.Curve448}) ||
+		!slices.Equal(c.Crypto.AEADs, []tcpcrypt.AEAD{tcpcrypt.AES256GCM}) || c.Crypto.Resumption || c.Crypto.Nonce != 3 {
+		t.Errorf("crypto %+v", c.Crypto)
+	}
+	o := c.Outbound[0]
+	if got := fmt.Sprint(o.To, o.Except, o.Ports, o.Policy); got != "[10.20.0.0/16 192.0.2.7/32 2001:db8::/32] [10.20.3.0/24] [80 9000-9100 443] require" {
+		t.Errorf("outbound[0] is %s", got)
+	}
+	if o := c.Outbound[1]; o.Policy != routing.Opportunistic || o.Ports != nil {
+		t.Errorf("outbound[1] is %+v, want opportunistic and all ports", o)
+	}
+	if in := c.Inbound[0]; len(c.Inbound) != 1 || in.Policy != routing.Require || fmt.Sprint(in.Ports) != "[80]" {
+		t.Errorf("inbound is %+v", c.Inbound)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c, problems := Parse("f", []byte("[[inbound]]\nports = [\"1\"]\n"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	d := Default()
+	if c.Interface != d.Interface || fmt.Sprint(c.Crypto) != fmt.Sprint(d.Crypto) {
+		t.Errorf("%+v, want the defaults %+v", c, d)
+	}
+}
+
+// TestProblems: each bad document gives just these problems, with lines and keys.
+func TestProblems(t *testing.T) {
+	const rule = "[[inbound]]\nports = ['1']\n"
+	for name, tc := range map[string]struct {
+		doc  string
+		want []string // FILE:LINE: key: and a part of the text, between | and |
+	}{
+		"syntax":                {"[[inbound]]\nports = \n", []string{"f:2: |at start of value|"}},
+		"not UTF-8":             {rule + "# \xff\n", []string{"f:3: |not UTF-8|"}},
+		"table twice":           {rule + "[crypto]\n[crypto]\n", []string{"f:4: crypto: |exists|"}},
+		"nothing to do":         {"[crypto]\nnonce = 1\n", []string{"f:1: |nothing to do|"}},
+		"unknown table":         {rule + "[cypto]\n", []string{"f:3: cypto: |did you mean crypto?|"}},
+		"unknown key":           {rule + "[interface]\nnmae = 'x'\n", []string{"f:4: interface.nmae: |did you mean name?|"}},
+		"unknown key in rule":   {"[[inbound]]\nports = ['1']\ncolour = 1\n", []string{"f:3: inbound[0].colour: |unknown key; one of: ports, policy|"}},
+		"quoted unknown key":    {rule + "'a.b' = 1\n", []string{"f:3: inbound[0].\"a.b\": |unknown key|"}},
+		"wrong type":            {rule + "[interface]\nmtu = '9000'\nname = 3\n", []string{"f:4: interface.mtu: |want a whole number, not a string|", "f:5: interface.name: |want a string, not a number|"}},
+		"table is no table":     {"crypto = 3\n" + rule, []string{"f:1: crypto: |want a table|"}},
+		"rules are no rules":    {"outbound = 3\n" + rule, []string{"f:1: outbound: |[[outbound]]|"}},
+		"a rule is none":        {"inbound = [3]\n", []string{"f:1: inbound[0]: |want a rule|"}},
+		"bad name":              {rule + "[interface]\nname = 'a/b'\n", []string{"f:4: interface.name: |cannot name a device|"}},
+		"long name":             {rule + "[interface]\nname = '0123456789abcdef'\n", []string{"f:4: interface.name: |at most 15|"}},
+		"small mtu":             {rule + "[interface]\nmtu = 500\n", []string{"f:4: interface.mtu: |1280 to 65535|"}},
+		"address with length":   {rule + "[interface]\nhost4 = '10.0.0.1/30'\n", []string{"f:4: interface.host4: |without prefix length|"}},
+		"wrong family":          {rule + "[interface]\nhost6 = '10.0.0.1'\n", []string{"f:4: interface.host6: |not an IPv6 address|"}},
+		"loopback address":      {rule + "[interface]\nhost4 = '127.0.0.1'\n", []string{"f:4: interface.host4: |cannot be|"}},
+		"same address":          {rule + "[interface]\nstack4 = '198.18.0.1'\n", []string{"f:4: interface.stack4: |same address|"}},
+		"on_exit later":         {rule + "[interface]\non_exit = 'closed'\n", []string{"f:4: interface.on_exit: |not there yet|"}},
+		"on_exit unknown":       {rule + "[interface]\non_exit = 'ajar'\n", []string{"f:4: interface.on_exit: |unknown value|"}},
+		"no to":                 {"[[outbound]]\nports = ['1']\n", []string{"f:1: outbound[0].to: |is missing|"}},
+		"empty to":              {"[[outbound]]\nto = []\n", []string{"f:2: outbound[0].to: |missing|"}},
+		"host bits":             {"[[outbound]]\nto = ['10.0.0.0/8',\n '10.1.2.3/8']\n", []string{"f:3: outbound[0].to[1]: |want \"10.0.0.0/8\"|"}},
+		"no prefix":             {"[[outbound]]\nto = ['example.org']\n", []string{"f:2: outbound[0].to[0]: |neither a prefix nor an address|"}},
+		"mapped address":        {"[[outbound]]\nto = ['::ffff:10.0.0.1']\n", []string{"f:2: outbound[0].to[0]: |want \"10.0.0.1\"|"}},
+		"zone":                  {"[[outbound]]\nto = ['fe80::1%eth0']\n", []string{"f:2: outbound[0].to[0]: |neither|"}},
+		"bad except":            {"[[outbound]]\nto = ['10.0.0.0/8']\nexcept = ['x']\n", []string{"f:3: outbound[0].except[0]: |neither|"}},
+		"unknown policy":        {"[[outbound]]\nto = ['10.0.0.0/8']\n\npolicy = 'requir'\n", []string{"f:4: outbound[0].policy: |one of: opportunistic, require, bypass|"}},
+		"port 0":                {"[[inbound]]\nports = ['0']\n", []string{"f:2: inbound[0].ports[0]: |from 1 to 65535|"}},
+		"port too large":        {"[[inbound]]\nports = ['65536', 70000]\n", []string{"f:2: inbound[0].ports[0]: ||", "f:2: inbound[0].ports[1]: ||"}},
+		"reversed range":        {"[[inbound]]\nports = ['90-80']\n", []string{"f:2: inbound[0].ports[0]: |smaller first|"}},
+		"port of another type":  {"[[inbound]]\nports = [1.5]\n", []string{"f:2: inbound[0].ports[0]: |not a fraction|"}},
+		"ports is no list":      {"[[inbound]]\nports = '80'\n", []string{"f:2: inbound[0].ports: |want a list|"}},
+		"no inbound ports":      {"[[inbound]]\npolicy = 'require'\n", []string{"f:1: inbound[0].ports: |missing|"}},
+		"empty outbound ports":  {"[[outbound]]\nto = ['10.0.0.0/8']\nports = []\n", []string{"f:3: outbound[0].ports: |leave it out for all|"}},
+		"delivery later":        {rule + "deliver = 'loopback'\nproxy_protocol = true\n", []string{"f:3: inbound[0].deliver: |not there yet|", "f:4: inbound[0].proxy_protocol: |not there yet|"}},
+		"delivery unknown":      {rule + "deliver = 'pigeon'\n", []string{"f:3: inbound[0].deliver: |unknown way|"}},
+		"unknown tep":           {rule + "[crypto]\nteps = ['p384']\n", []string{"f:4: crypto.teps[0]: |one of: curve25519, p256, p521, curve448|"}},
+		"tep twice":             {rule + "[crypto]\nteps = ['p256', 'p256']\n", []string{"f:4: crypto.teps[1]: |twice|"}},
+		"no aeads":              {rule + "[crypto]\naeads = []\n", []string{"f:4: crypto.aeads: |is empty|"}},
+		"bad nonce":             {rule + "[crypto]\nnonce = 9\nresumption = 1\n", []string{"f:4: crypto.nonce: |0 to 8|", "f:5: crypto.resumption: |want true or false|"}},
+		"second rule":           {rule + "\n[[inbound]]\nports = ['x']\n", []string{"f:5: inbound[1].ports[0]: ||"}},
+		"dotted and inline":     {"interface.mtu = 3\noutbound = [{to = ['x']}]\n", []string{"f:1: interface.mtu: ||", "f:2: outbound[0].to[0]: ||"}},
+		"many problems at once": {"[[outbound]]\nto = ['x']\npolicy = 'y'\nports = ['z']\n", []string{"f:2: outbound[0].to[0]: ||", "f:3: outbound[0].policy: ||", "f:4: outbound[0].ports[0]: ||"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, problems := Parse("f", []byte(tc.doc))
+			if c != nil {
+				t.Error("accepted")
+			}
+			if len(problems) != len(tc.want) {
+				t.Fatalf("problems %q, want %d", problems, len(tc.want))
+			}
+			for i, p := range problems {
+				head, rest, _ := strings.Cut(tc.want[i], "|")
+				part := strings.TrimSuffix(rest, "|")
+				if got := p.String(); !strings.HasPrefix(got, head) || !strings.Contains(got, part) {
+					t.Errorf("problem %q, want %q with %q", got, head, part)
+				}
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(whole))
+	f.Add([]byte("[[outbound]]\nto = ['10.0.0.0/8',]\n[outbound.x]\n"))
+	f.Add([]byte("a.b.c = [[1, {x = 2}], 'y']"))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		c, problems := Parse("f", doc)
+		if (c == nil) != (len(problems) > 0) {
+			t.Fatalf("config %v with problems %v", c, problems)
+		}
+		lines := 1 + strings.Count(string(doc), "\n")
+		for _, p := range problems {
+			if p.Line < 1 || p.Line > lines || p.Text == "" {
+				t.Fatalf("problem %+v in %d lines", p, lines)
+			}
+		}
+	})
+}
