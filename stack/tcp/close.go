@@ -164,26 +164,33 @@ func (s *SecureEndpoint) closeEncrypted() {
 
 // linger waits for the peer's last record while nobody reads.
 func (s *SecureEndpoint) linger() {
-	if s.lingering.Swap(true) {
-		return
+	if !s.lingering.Swap(true) {
+		timeout := s.inner.lingerTimeout()
+		s.serviceMu.Lock()
+		if !s.serviceOver {
+			s.lingerTimer = s.inner.stack.Clock().AfterFunc(timeout, s.lingerExpired)
+		}
+		s.serviceMu.Unlock()
 	}
-	s.serviceMu.Lock()
-	s.lingerTimer = s.inner.stack.Clock().AfterFunc(s.inner.lingerTimeout(), s.lingerExpired)
-	s.serviceMu.Unlock()
 	s.serve()
 }
 
 // lingerExpired gives up on a peer that does not close, as upstream does after
 // FIN-WAIT-2.
 func (s *SecureEndpoint) lingerExpired() {
-	if s.inner.EndpointState() == StateFinWait2 {
+	switch s.inner.EndpointState() {
+	case StateFinWait2:
 		s.inner.finWait2TimerExpired()
+	case StateClose, StateError:
+	default:
+		// Our last record is not acknowledged yet. TCP itself gives up some time.
+		timeout := s.inner.lingerTimeout()
+		s.serviceMu.Lock()
+		if s.lingerTimer != nil {
+			s.lingerTimer.Reset(timeout)
+		}
+		s.serviceMu.Unlock()
 	}
-	s.serviceMu.Lock()
-	if s.lingerTimer != nil {
-		s.lingerTimer.Reset(s.inner.lingerTimeout())
-	}
-	s.serviceMu.Unlock()
 	s.serve()
 }
 

@@ -191,7 +191,7 @@ func (e *Endpoint) queueBytes(view *buffer.View, apart bool) (sendSpace, tcpip.E
 	}
 	size := view.Size()
 	seg := newOutgoingSegment(e.ID, e.stack.Clock(), buffer.MakeWithView(view), e.ops.GetMark())
-	if apart && e.snd.writeList.Back() == nil {
+	if apart && e.snd.writeNext == nil {
 		// With a sequence number it is not merged with what is queued behind it
 		// before it leaves, so its last byte is in a segment with PSH.
 		seg.sequenceNumber = e.snd.SndNxt

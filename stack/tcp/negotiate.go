@@ -27,8 +27,9 @@ const (
 // endpointExtension is what TCP knows of a connection's negotiation. Its fields are
 // guarded by the endpoint's lock but for the atomic ones.
 type endpointExtension struct {
-	mode    atomic.Uint32
-	failure atomic.Pointer[failure]
+	mode      atomic.Uint32
+	encrypted atomic.Bool // decided so, whatever became of it
+	failure   atomic.Pointer[failure]
 
 	neg     Negotiator // nil: plain
 	ask     bool       // Extension.Active is still to be asked
@@ -84,6 +85,7 @@ func (x *endpointExtension) decide(h *handshake, s *segment) tcpip.Error {
 		if x.emitting && x.nonSYN == nil {
 			x.nonSYN = x.neg.NonSYNOption()
 		}
+		x.encrypted.Store(true)
 		x.mode.Store(uint32(modeKeying))
 	}
 	return nil

@@ -66,6 +66,9 @@ func (s *SecureEndpoint) readEncrypted(dst io.Writer, opts tcpip.ReadOptions) (t
 	}
 	s.releaseInbound()
 	s.payOwed()
+	if err == nil && len(in.plain) == 0 && s.inner.receiveBufferUsed() > 0 {
+		s.startService(serviceDelay) // this may have been the last Read
+	}
 	if done == 0 && err != nil {
 		if wouldBlock(err) && s.readShut() {
 			err = &tcpip.ErrClosedForReceive{}

@@ -621,6 +621,50 @@ func TestOwedWhileIdle(t *testing.T) {
 	e.finish(t)
 }
 
+// TestOwedBehindTheLastRead: the request is behind the data of the last Read that the
+// application does, and no event comes for it.
+func TestOwedBehindTheLastRead(t *testing.T) {
+	p := tcptest.New(t, opts(new(toy), new(toy)))
+	e := connect(t, p)
+	asker, answerer := codecOf(t, e.active), codecOf(t, e.server)
+	// Both records are there before the service looks, and the Read takes the first.
+	p.Trace()
+	if _, err := e.active.Write(random(1000)); err != nil {
+		t.Fatal(err)
+	}
+	asker.rekey.Store(true)
+	answerer.rekey.Store(true)
+	tcp.SealEmpty(e.active.Secure())
+	if _, err := io.ReadFull(e.server, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, e.active.Queue, func() bool { return asker.answers.Load() == 1 })
+	e.finish(t)
+}
+
+// TestShutdownBothThenClose leaves nothing behind, at once or later.
+func TestShutdownBothThenClose(t *testing.T) {
+	p := tcptest.New(t, opts(new(toy), new(toy)))
+	e := connect(t, p)
+	if err := e.active.EP.Shutdown(tcpip.ShutdownRead | tcpip.ShutdownWrite); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := e.server.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read: %d, %v, want the end", n, err)
+	}
+	if n, err := e.active.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read after Shutdown: %d, %v, want the end", n, err)
+	}
+	e.close()
+	for _, c := range []*tcptest.Conn{e.active, e.server} {
+		neg := c.Secure().Negotiator().(*toyNeg)
+		waitFor(t, c.Queue, neg.closed.Load)
+		if err := c.Secure().Err(); err != nil {
+			t.Errorf("a clean end left %v", err)
+		}
+	}
+}
+
 // TestOwedBehindFullSendBuffer: an answer that has no room goes out when there is.
 func TestOwedBehindFullSendBuffer(t *testing.T) {
 	p := tcptest.New(t, opts(new(toy), new(toy)))
@@ -863,5 +907,24 @@ func TestRecordSizeAdapts(t *testing.T) {
 	}
 	if largest%(1500-40-12) != 0 && largest%(1500-40-12-28) != 0 {
 		t.Errorf("largest record has %d bytes, want whole packets", largest)
+	}
+}
+
+// TestHugePackets: a packet may be larger than the largest record.
+func TestHugePackets(t *testing.T) {
+	for _, offload := range []bool{false, true} {
+		t.Run(fmt.Sprintf("offload=%v", offload), func(t *testing.T) {
+			o := opts(new(toy), new(toy))
+			o.MTU, o.Offload = 65535, offload
+			p := tcptest.New(t, o)
+			p.Trace()
+			e := connect(t, p)
+			send(t, e.active, e.server, random(4<<20))
+			send(t, e.server, e.active, random(4<<20))
+			e.close()
+			if n := len(p.Packets()); n > 2000 {
+				t.Errorf("%d packets for 8 MiB", n)
+			}
+		})
 	}
 }

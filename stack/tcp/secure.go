@@ -243,10 +243,8 @@ func (s *SecureEndpoint) Decided() <-chan struct{} { return s.decided }
 func (s *SecureEndpoint) Ready() <-chan struct{} { return s.ready }
 
 // Encrypted says whether the connection was decided to be encrypted. It then never
-// carries plaintext on the wire.
-func (s *SecureEndpoint) Encrypted() bool {
-	return s.x.is(modeKeying) || s.x.is(modeEncrypted)
-}
+// carries plaintext on the wire, and stays so if it fails.
+func (s *SecureEndpoint) Encrypted() bool { return s.x.encrypted.Load() }
 
 // Session returns the session of an encrypted connection, else nil.
 func (s *SecureEndpoint) Session() Session {

@@ -67,6 +67,7 @@ func (s *SecureEndpoint) serve() {
 func (s *SecureEndpoint) openAhead() {
 	in := &s.in
 	if !in.mu.TryLock() {
+		s.startService(serviceDelay) // somebody is reading, but may stop
 		return
 	}
 	news, more := false, false

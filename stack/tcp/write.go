@@ -24,6 +24,7 @@ type outbound struct {
 	ended     atomic.Bool // the same, for Readiness
 	sinceIdle int         // bytes of records sealed since the start or the last pause
 	lastWrite tcpip.MonotonicTime
+	writer    recordWriter
 }
 
 // writeEncrypted is Write of an encrypted connection.
@@ -56,8 +57,9 @@ func (s *SecureEndpoint) writeRecords(p tcpip.Payloader) (n int64, err tcpip.Err
 
 	if r, ok := p.(*bytes.Reader); ok {
 		// It lends its bytes to one Write, so they are sealed from where they are.
-		w := recordWriter{s: s, space: space}
-		n, _ := r.WriteTo(&w)
+		w := &out.writer
+		*w = recordWriter{s: s, space: space}
+		n, _ := r.WriteTo(w) // its error is w.err, or none
 		return n, w.err
 	}
 	scratch := getRecordBuffer(min(p.Len(), s.recordData(space, p.Len())))
@@ -126,7 +128,9 @@ func (s *SecureEndpoint) recordData(space sendSpace, left int) int {
 	overhead := s.codec.Overhead()
 	record := max(s.out.sinceIdle, space.payload)
 	record = min(record, space.segment, max(space.buffer/2, space.payload))
-	record -= record % space.payload
+	if record > space.payload {
+		record -= record % space.payload
+	}
 	return max(min(record-overhead, s.codec.MaxData(), left), 1)
 }
 
