@@ -201,7 +201,7 @@ func (p *patcher) function(file string, d *ast.FuncDecl) {
 	for _, r := range p.spec.renames {
 		if r.recv == recv && r.name == d.Name.Name {
 			p.hits[r.String()]++
-			p.edit(file, d.Name.Pos(), d.Name.End(), r.name+"Upstream")
+			p.edit(file, d.Name.Pos(), d.Name.End(), r.renamed())
 		}
 	}
 	for _, a := range p.spec.anchors {
@@ -255,6 +255,12 @@ func (r rename) String() string {
 		return "function " + r.name
 	}
 	return "function " + r.recv + "." + r.name
+}
+
+// renamed is the new name. It is not exported: upstream's function does without what
+// ours adds.
+func (r rename) renamed() string {
+	return strings.ToLower(r.name[:1]) + r.name[1:] + "Upstream"
 }
 
 func (f field) String() string { return "struct " + f.typ }

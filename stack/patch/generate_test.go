@@ -33,6 +33,8 @@ func (e *Endpoint) send(n int) int {
 }
 
 func (e *Endpoint) other() int { return build2(header.SACKBlock{1, 2}) }
+
+func (e *Endpoint) Exported() {}
 `),
 		"state.go": []byte(licence + `package tcp
 
@@ -45,7 +47,7 @@ func free() {}
 
 func testSpec() spec {
 	return spec{
-		renames: []rename{{"Endpoint", "other", "a method"}, {"", "free", "a function"}},
+		renames: []rename{{"Endpoint", "other", "a method"}, {"Endpoint", "Exported", "a method"}, {"", "free", "a function"}},
 		fields:  []field{{"Endpoint", "ext *extension", "a field"}},
 		anchors: []anchor{{"Endpoint", "send", "build", "e.build", "e.x, ", "a call"}},
 	}
@@ -76,6 +78,8 @@ func (e *Endpoint) send(n int) int {
 }
 
 func (e *Endpoint) otherUpstream() int { return build2(header.SACKBlock{Start: 1, End: 2}) }
+
+func (e *Endpoint) exportedUpstream() {}
 `
 	if diff := cmp.Diff(want, string(out["up_endpoint.go"])); diff != "" {
 		t.Errorf("up_endpoint.go (-want +got):\n%s", diff)

@@ -6,7 +6,7 @@ package main
 // A rename makes room for a function of ours that wraps upstream's.
 type rename struct {
 	recv string // receiver's type without the star; empty for a function
-	name string // becomes name + "Upstream"
+	name string // becomes name + "Upstream", and is never exported
 	why  string
 }
 

@@ -8,6 +8,10 @@ import (
 
 	"go.uber.org/goleak"
 	"gvisor.dev/gvisor/pkg/refs"
+
+	// Programs may link upstream's package too, gonet's do. Types of both register for
+	// save and restore, and two of one name panic at the start, under -race.
+	_ "gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // TestMain checks at the end that no goroutine and no packet was left behind.

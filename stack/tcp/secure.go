@@ -78,7 +78,7 @@ func AsSecure(ep tcpip.Endpoint) (*SecureEndpoint, bool) {
 // ones.
 func (p *protocol) NewEndpoint(netProto tcpip.NetworkProtocolNumber, waiterQueue *waiter.Queue) (tcpip.Endpoint, tcpip.Error) {
 	if p.ext == nil || p.ext.Extension == nil {
-		return p.NewEndpointUpstream(netProto, waiterQueue)
+		return p.newEndpointUpstream(netProto, waiterQueue)
 	}
 	e := newEndpoint(p.stack, p, netProto, new(waiter.Queue))
 	e.ext = &endpointExtension{ask: true}
@@ -95,15 +95,15 @@ func (r *ForwarderRequest) CreateEndpoint(queue *waiter.Queue) (tcpip.Endpoint, 
 	syn, f := r.segment, r.forwarder
 	r.mu.Unlock()
 	if syn == nil || f.listen.protocol.ext == nil {
-		return r.CreateEndpointUpstream(queue)
+		return r.createEndpointUpstream(queue)
 	}
 	p := f.listen.protocol.ext
 	neg := p.ask(syn)
 	if neg == nil {
 		defer p.answer(syn)
-		return r.CreateEndpointUpstream(queue)
+		return r.createEndpointUpstream(queue)
 	}
-	ep, err := r.CreateEndpointUpstream(new(waiter.Queue))
+	ep, err := r.createEndpointUpstream(new(waiter.Queue))
 	if _, unused := p.answer(syn); unused {
 		neg.Abandon()
 	}
