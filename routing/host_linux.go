@@ -38,6 +38,7 @@ func Apply(ctx context.Context, c Config, log *slog.Logger) (*Host, error) {
 type trial struct {
 	fail      func(what string) error // makes a step fail
 	oneSwitch bool                    // IPv6 forwarding has no switch per device
+	host      **Host                  // where to put the Host, which a killed start does not return
 }
 
 func apply(ctx context.Context, c Config, log *slog.Logger, try trial) (*Host, error) {
@@ -50,6 +51,9 @@ func apply(ctx context.Context, c Config, log *slog.Logger, try trial) (*Host, e
 		return nil, err
 	}
 	h := &Host{config: c, table: table, log: log, kernel: k, tx: tx{fix: fix, fail: try.fail}}
+	if try.host != nil {
+		*try.host = h
+	}
 	if h.diag, err = openDiag(); err == nil {
 		h.ct, err = dialConntrack()
 	}

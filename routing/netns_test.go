@@ -73,7 +73,8 @@ func inChild(t *testing.T, user bool, cred *syscall.Credential, env ...string) b
 		run(t, "ip", "link", "set", "lo", "up")
 		return true
 	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
+	t.Parallel() // each has its own kernel, as it were
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
 	cmd.Env = append(append(os.Environ(), inNetnsMarker+"="+t.Name()), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	if user {
@@ -313,7 +314,13 @@ func (h *Host) crash() error {
 		return nil
 	}
 	h.closed = true
-	err := errors.Join(h.watcher.close(), h.nat.conn.CloseLasting())
+	var err error
+	if h.watcher != nil {
+		err = h.watcher.close()
+	}
+	if h.nat != nil {
+		err = errors.Join(err, h.nat.conn.CloseLasting())
+	}
 	h.kernel.close()
 	h.diag.close()
 	return errors.Join(err, h.ct.Close())

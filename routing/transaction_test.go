@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -112,6 +113,93 @@ func TestFailureAtAnyStepLeavesLeftoversClosed(t *testing.T) {
 			}
 		}
 	}
+	sameAs(t, before)
+}
+
+// killAt starts and is killed before the nth step; false if there are fewer.
+func (s *scene) killAt(t *testing.T, c Config, n int) (what string, killed bool) {
+	t.Helper()
+	s.tun = openTUN(t, c.Interface)
+	fail, at := failAt(n)
+	var h *Host
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, err = apply(t.Context(), c, testLog(t), trial{host: &h, fail: func(w string) error {
+			if fail(w) != nil {
+				runtime.Goexit() // nothing is undone
+			}
+			return nil
+		}})
+	}()
+	<-ended
+	if err != nil {
+		t.Fatalf("killed before %q: Apply: %v", *at, err)
+	}
+	s.host = h
+	if *at == "" {
+		return "", false
+	}
+	s.die(t)
+	return *at, true
+}
+
+func TestKilledAtAnyStep(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	s := newScene(t)
+	before := snapshot(t)
+	for n := 0; ; n++ {
+		what, killed := s.killAt(t, fullConfig(t), n)
+		if !killed {
+			break
+		}
+		if err := Clean(t.Context(), testLog(t)); err != nil {
+			t.Errorf("Clean: %v", err)
+		}
+		sameAs(t, before)
+		if t.Failed() {
+			t.Fatalf("killed before %q", what)
+		}
+	}
+	if err := s.host.Close(); err != nil {
+		t.Error(err)
+	}
+	s.tun.close()
+	sameAs(t, before)
+}
+
+// Killed again while it takes over what was left when it was killed before.
+func TestKilledAtAnyStepOfTakingOver(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	s := newScene(t)
+	before := snapshot(t)
+	c := fullConfig(t)
+	s.apply(t, c)
+	s.die(t)
+	for n := 0; ; n++ {
+		what, killed := s.killAt(t, c, n)
+		if !killed {
+			break
+		}
+		for _, p := range places {
+			if err := dialFrom("up0", at(p.server, 443)); !unreachable(err) {
+				t.Fatalf("killed before %q: %v, want unreachable", what, err)
+			}
+		}
+	}
+	s.tun.read()
+	for _, p := range places {
+		s.connect(t, nil, at(p.server, 80))
+	}
+	if err := s.host.Close(); err != nil {
+		t.Error(err)
+	}
+	s.tun.close()
 	sameAs(t, before)
 }
 

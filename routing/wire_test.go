@@ -3,10 +3,42 @@
 package routing
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
 	"testing"
 )
+
+// underFilters runs f with each way of dropping packets that a host may have: strict
+// and loose reverse path filters, and a firewall that drops what conntrack finds
+// invalid.
+func underFilters(t *testing.T, f func(t *testing.T, s *scene)) {
+	t.Helper()
+	s := newScene(t)
+	run(t, "nft", `add table inet fw
+		add chain inet fw in { type filter hook input priority 0; }
+		add chain inet fw out { type filter hook output priority 0; }
+		add chain inet fw through { type filter hook forward priority 0; }
+		add rule inet fw in ct state invalid drop
+		add rule inet fw out ct state invalid drop
+		add rule inet fw through ct state invalid drop`)
+	for _, rp := range []string{"0", "1", "2"} {
+		t.Run("rp_filter="+rp, func(t *testing.T) {
+			if err := conf(4, "all", "rp_filter").write(rp); err != nil {
+				t.Fatal(err)
+			}
+			before := snapshot(t)
+			s.apply(t, testConfig(t))
+			f(t, s)
+			s.tun.close()
+			if err := s.host.Close(); err != nil {
+				t.Error(err)
+			}
+			sameAs(t, before)
+		})
+	}
+}
 
 // S leaves under the address of the uplink, is not captured although port 80 is, and
 // gets the answers.
@@ -14,18 +46,21 @@ func TestWireSideLeavesMasqueraded(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	s := newScene(t)
-	s.apply(t, testConfig(t))
-	for _, p := range places {
-		l := s.server.listen(at(p.server, 80))
-		s.tun.send(at(p.s, 5555), at(p.server, 80), "S", 1, 0)
-		synAck := s.tun.want(at(p.server, 80) + " > " + at(p.s, 5555) + " <S.>")
-		s.tun.send(at(p.s, 5555), at(p.server, 80), ".", 2, tcpOf(synAck).Seq+1)
-		if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.host, 5555)) {
-			t.Errorf("server sees %v, want %s", from, at(p.host, 5555))
+	port := uint16(5555)
+	underFilters(t, func(t *testing.T, s *scene) {
+		port++
+		for _, p := range places {
+			l := s.server.listen(at(p.server, 80))
+			s.tun.send(at(p.s, port), at(p.server, 80), "S", 1, 0)
+			synAck := s.tun.want(at(p.server, 80) + " > " + at(p.s, port) + " <S.>")
+			s.tun.send(at(p.s, port), at(p.server, 80), ".", 2, tcpOf(synAck).Seq+1)
+			if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.host, port)) {
+				t.Errorf("server sees %v, want %s", from, at(p.host, port))
+			}
+			s.tun.none("captured again")
+			_ = l.Close()
 		}
-		s.tun.none("captured again")
-	}
+	})
 }
 
 // A refused connection of S is refused, not silent.
@@ -41,47 +76,86 @@ func TestWireSideHearsRefusal(t *testing.T) {
 	}
 }
 
+// A stack may also leave a new connection alone and write its packets back.
+func TestWrittenBackConnectionPasses(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	port := uint16(3333)
+	underFilters(t, func(t *testing.T, s *scene) {
+		port++
+		var flows []Flow
+		for _, p := range places {
+			flows = append(flows, Flow{Src: netip.MustParseAddrPort(at(p.host, port)), Dst: netip.MustParseAddrPort(at(p.server, 80))})
+		}
+		s.tun.reflect(flows)
+		for _, p := range places {
+			l := s.server.listen(at(p.server, 80))
+			c := dial(t, nil, at(p.host, port), at(p.server, 80))
+			far, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			near := <-c
+			if near.err != nil {
+				t.Fatal(near.err)
+			}
+			flowing(t, "written back", near.Conn, far)
+			_, _, _ = near.Close(), far.Close(), l.Close()
+		}
+	})
+}
+
 func TestInboundGoesToStackAndIsDelivered(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	s := newScene(t)
-	s.apply(t, testConfig(t))
-	for _, p := range places {
-		l, err := net.Listen("tcp", ":80")
-		if err != nil {
-			t.Fatal(err)
+	port := uint16(4444)
+	underFilters(t, func(t *testing.T, s *scene) {
+		port++
+		for _, p := range places {
+			inbound(t, s, p, port)
 		}
-		// The remote dials the host, S answers in its name.
-		c := dial(t, s.server, at(p.server, 4444), at(p.host, 80))
-		syn := s.tun.want(at(p.server, 4444) + " > " + at(p.s, 80) + " <S>")
-		dialled, err := s.host.OriginalDst(netip.MustParseAddrPort(at(p.server, 4444)), netip.MustParseAddrPort(at(p.s, 80)))
-		if err != nil || dialled != netip.MustParseAddrPort(at(p.host, 80)) {
-			t.Errorf("OriginalDst = %v, %v, want %s", dialled, err, at(p.host, 80))
-		}
-		s.answer(syn)
-		if c := <-c; c.err != nil {
-			t.Errorf("remote: %v", c.err)
-		}
-		s.tun.want(at(p.server, 4444) + " > " + at(p.s, 80) + " <.>")
+	})
+}
 
-		// The local leg has the client's own address.
-		s.tun.send(at(p.server, 4444), at(p.h, 80), "S", 1, 0)
-		synAck := s.tun.want(at(p.h, 80) + " > " + at(p.server, 4444) + " <S.>")
-		s.tun.send(at(p.server, 4444), at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1)
-		if from := acceptOne(t, l); from != netip.MustParseAddrPort(at(p.server, 4444)) {
-			t.Errorf("service sees %v, want the client %s", from, at(p.server, 4444))
-		}
-
-		// A client on the host reaches the service as ever.
-		if c := <-dial(t, nil, "", at(p.host, 80)); c.err != nil {
-			t.Errorf("local client: %v", c.err)
-		}
-		s.tun.none("local client")
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
+func inbound(t *testing.T, s *scene, p place, port uint16) {
+	t.Helper()
+	client := at(p.server, port)
+	l, err := net.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer func() { _ = l.Close() }()
+	// The remote dials the host, S answers in its name.
+	c := dial(t, s.server, client, at(p.host, 80))
+	syn := s.tun.want(client + " > " + at(p.s, 80) + " <S>")
+	dialled, err := s.host.OriginalDst(netip.MustParseAddrPort(client), netip.MustParseAddrPort(at(p.s, 80)))
+	if err != nil || dialled != netip.MustParseAddrPort(at(p.host, 80)) {
+		t.Errorf("OriginalDst = %v, %v, want %s", dialled, err, at(p.host, 80))
+	}
+	if d, err := s.host.OriginalDst(netip.MustParseAddrPort(at(p.server, 1)), netip.MustParseAddrPort(at(p.s, 80))); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("OriginalDst of an unknown connection = %v, %v", d, err)
+	}
+	s.answer(syn)
+	if c := <-c; c.err != nil {
+		t.Errorf("remote: %v", c.err)
+	}
+	s.tun.want(client + " > " + at(p.s, 80) + " <.>")
+
+	// The local leg has the client's own address.
+	s.tun.send(client, at(p.h, 80), "S", 1, 0)
+	synAck := s.tun.want(at(p.h, 80) + " > " + client + " <S.>")
+	s.tun.send(client, at(p.h, 80), ".", 2, tcpOf(synAck).Seq+1)
+	if from := acceptOne(t, l); from != netip.MustParseAddrPort(client) {
+		t.Errorf("service sees %v, want the client %s", from, client)
+	}
+
+	// A client on the host reaches the service as ever.
+	if c := <-dial(t, nil, "", at(p.host, 80)); c.err != nil {
+		t.Errorf("local client: %v", c.err)
+	}
+	s.tun.none("local client")
 }
 
 // Ports without a rule, and services on them, are as ever.
