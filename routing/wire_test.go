@@ -48,6 +48,7 @@ func TestWireSideLeavesMasqueraded(t *testing.T) {
 	}
 	port := uint16(5555)
 	underFilters(t, func(t *testing.T, s *scene) {
+		t.Helper()
 		port++
 		for _, p := range places {
 			l := s.server.listen(at(p.server, 80))
@@ -83,6 +84,7 @@ func TestWrittenBackConnectionPasses(t *testing.T) {
 	}
 	port := uint16(3333)
 	underFilters(t, func(t *testing.T, s *scene) {
+		t.Helper()
 		port++
 		var flows []Flow
 		for _, p := range places {
@@ -112,6 +114,7 @@ func TestInboundGoesToStackAndIsDelivered(t *testing.T) {
 	}
 	port := uint16(4444)
 	underFilters(t, func(t *testing.T, s *scene) {
+		t.Helper()
 		port++
 		for _, p := range places {
 			inbound(t, s, p, port)
