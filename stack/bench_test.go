@@ -42,7 +42,7 @@ func BenchmarkRelay(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			c.CloseWrite()
+			sendFIN(b, c)
 			if n, want := <-received, int64(b.N)*int64(len(buf)); n < want {
 				b.Fatalf("%d bytes arrived, want %d", n, want)
 			}

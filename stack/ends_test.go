@@ -27,6 +27,7 @@ func isRefused(err error) bool {
 
 // bothWays runs f with a relay at the dialling end, and again with one at the other.
 func bothWays(t *testing.T, f func(t *testing.T, client, server *lanHost, listen, dial netip.Addr)) {
+	t.Helper()
 	t.Run("outbound", func(t *testing.T) {
 		l := newLAN(t)
 		a, b := l.addHost(t), l.addHost(t)
@@ -60,12 +61,13 @@ func noConnsLeft(t *testing.T, hosts ...*lanHost) {
 func TestHalfCloseByClient(t *testing.T) { bothWays(t, halfCloseByClient) }
 
 func halfCloseByClient(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	t.Helper()
 	request, answer := randomBytes(3, 100_000), randomBytes(4, 300_000)
 	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
 		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, request) {
 			t.Errorf("server read %d bytes and %v, want %d and end-of-file", len(got), err, len(request))
 		}
-		c.Write(answer) // only after the client's end-of-file
+		send(t, c, answer) // only after the client's end-of-file
 	})
 	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
 	if got := exchange(t, c, request); !bytes.Equal(got, answer) {
@@ -77,11 +79,12 @@ func halfCloseByClient(t *testing.T, client, server *lanHost, listen, dial netip
 func TestHalfCloseByServer(t *testing.T) { bothWays(t, halfCloseByServer) }
 
 func halfCloseByServer(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	t.Helper()
 	greeting, upload := randomBytes(5, 1000), randomBytes(6, 300_000)
 	done := make(chan []byte, 1)
 	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-		c.Write(greeting)
-		c.CloseWrite()
+		send(t, c, greeting)
+		sendFIN(t, c)
 		got, err := io.ReadAll(c)
 		if err != nil {
 			t.Errorf("server: %v", err)
@@ -89,14 +92,14 @@ func halfCloseByServer(t *testing.T, client, server *lanHost, listen, dial netip
 		done <- got
 	})
 	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	hurry(c)
 	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, greeting) {
 		t.Fatalf("client read %d bytes and %v, want %d and end-of-file", len(got), err, len(greeting))
 	}
 	if _, err := c.Write(upload); err != nil {
 		t.Fatal(err)
 	}
-	c.CloseWrite()
+	sendFIN(t, c)
 	if got := <-done; !bytes.Equal(got, upload) {
 		t.Errorf("server read %d bytes, want %d", len(got), len(upload))
 	}
@@ -106,20 +109,21 @@ func halfCloseByServer(t *testing.T, client, server *lanHost, listen, dial netip
 // reset closes c with RST: netstack does when what came has not been read.
 func reset(t *testing.T, c *gonet.TCPConn) {
 	t.Helper()
-	c.Close()
+	_ = c.Close()
 }
 
 func TestResetByServer(t *testing.T) { bothWays(t, resetByServer) }
 
 func resetByServer(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	t.Helper()
 	got := make(chan struct{})
 	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-		c.Read(make([]byte, 1)) // and leave the rest
+		_ = readByte(c) // and leave the rest
 		<-got
 		reset(t, c)
 	})
 	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	hurry(c)
 	if _, err := c.Write(make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
@@ -133,15 +137,16 @@ func resetByServer(t *testing.T, client, server *lanHost, listen, dial netip.Add
 func TestResetByClient(t *testing.T) { bothWays(t, resetByClient) }
 
 func resetByClient(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	t.Helper()
 	errs := make(chan error, 1)
 	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		c.Write(make([]byte, 1000))
+		hurry(c)
+		send(t, c, make([]byte, 1000))
 		_, err := io.ReadAll(c)
 		errs <- err
 	})
 	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	hurry(c)
 	if _, err := c.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
@@ -157,14 +162,15 @@ func resetByClient(t *testing.T, client, server *lanHost, listen, dial netip.Add
 func TestAnswerBeforeResetArrives(t *testing.T) { bothWays(t, answerBeforeReset) }
 
 func answerBeforeReset(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+	t.Helper()
 	answer := randomBytes(7, 10_000) // within the server's first window: its reset drops what it has not sent
 	server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-		c.Read(make([]byte, 1))
-		c.Write(answer)
+		_ = readByte(c)
+		send(t, c, answer)
 		reset(t, c)
 	})
 	c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	hurry(c)
 	if _, err := c.Write(make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +252,7 @@ func TestUnreachableCodeIsPassedOn(t *testing.T) {
 		_, dst := addresses(packet)
 		deliver(from.tunLink, buildUnreachable(dst.Next(), packet, want))
 	}
-	go a.dial(t, netip.MustParseAddrPort("[2001:db8:ffff::9]:80"))
+	a.dialAway(t, netip.MustParseAddrPort("[2001:db8:ffff::9]:80"))
 	select {
 	case got := <-codes:
 		if got != want {

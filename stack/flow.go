@@ -112,11 +112,19 @@ func (t *flowTable) bypass(packet []byte) bool {
 	}
 	f.last.Store(time.Now().Unix())
 	if f.conn != nil {
-		if n := len(segment) - int(h.DataOffset()); n > 0 {
+		if n := ipLen(packet) - (len(packet) - len(segment)) - int(h.DataOffset()); n > 0 {
 			f.conn.sent.Add(uint64(n))
 		}
 	}
 	return true
+}
+
+// ipLen is the length in bytes of the packet that starts with b, as its IP header says.
+func ipLen(b []byte) int {
+	if header.IPVersion(b) == header.IPv4Version {
+		return int(header.IPv4(b).TotalLength())
+	}
+	return header.IPv6MinimumSize + int(header.IPv6(b).PayloadLength())
 }
 
 // expire forgets what is over.

@@ -26,7 +26,7 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 	}
 	p.rule, p.neg = rule, s.newNegotiator(rule, false)
 	c := s.conns.add(s, Inbound, dialled, client, rule)
-	ep, err := r.CreateEndpoint(&c.wire.queue)
+	ep, err := s.handshake(r, &c.wire)
 	r.Complete(false)
 	if err != nil {
 		c.fail(err)
@@ -43,6 +43,18 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 	}
 	keepAlive(c.host.ep, hostKeepaliveIdle, hostKeepaliveInterval, hostKeepaliveCount)
 	s.establish(c, p.neg)
+}
+
+// handshake answers r's SYN and returns the endpoint when the handshake is complete.
+func (s *Stack) handshake(r *tcp.ForwarderRequest, l *leg) (tcpip.Endpoint, tcpip.Error) {
+	id := r.ID()
+	timer := time.AfterFunc(handshakeTime, func() {
+		if ep := s.net.FindTransportEndpoint(networkProtocol(toAddr(id.RemoteAddress)), tcp.ProtocolNumber, id, 0); ep != nil {
+			ep.Abort()
+		}
+	})
+	defer timer.Stop()
+	return r.CreateEndpoint(&l.queue)
 }
 
 // notAccepted ends c, of which TCP made no connection.

@@ -93,7 +93,7 @@ func dialFrom(t *testing.T, h *lanHost, port uint16, dst netip.AddrPort) *gonet.
 		t.Fatalf("connection from port %d to %s is %s", port, dst, st)
 	}
 	c := gonet.NewTCPConn(&wq, ep)
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -113,7 +113,7 @@ func TestInboundRefused(t *testing.T) {
 			c, err := a.dial(t, netip.AddrPortFrom(b.addr4, 80))
 			if err == nil {
 				// Only when the handshake had to be completed to know.
-				defer c.Close()
+				defer func() { _ = c.Close() }()
 				if _, err = c.Read(make([]byte, 1)); !isReset(err) {
 					t.Errorf("read: %v, want a reset", err)
 				}

@@ -62,11 +62,11 @@ const (
 	lanQueue   = 1 << 15
 )
 
-func newLAN(t testing.TB) *lan {
-	t.Helper()
+func newLAN(tb testing.TB) *lan {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &lan{ctx: ctx, cancel: cancel}
-	t.Cleanup(l.close)
+	tb.Cleanup(l.close)
 	return l
 }
 
@@ -74,7 +74,7 @@ func newLAN(t testing.TB) *lan {
 func (l *lan) close() {
 	for _, h := range l.hosts {
 		if h.relay != nil {
-			h.relay.Close()
+			_ = h.relay.Close()
 		}
 	}
 	for _, h := range l.hosts {
@@ -100,8 +100,8 @@ func newLink(mtu uint32, gso bool) *channel.Endpoint {
 }
 
 // addHost adds a plain host, the n-th.
-func (l *lan) addHost(t testing.TB) *lanHost {
-	t.Helper()
+func (l *lan) addHost(tb testing.TB) *lanHost {
+	tb.Helper()
 	n := byte(len(l.hosts) + 1)
 	h := &lanHost{
 		l:       l,
@@ -120,15 +120,15 @@ func (l *lan) addHost(t testing.TB) *lanHost {
 	})
 	buf := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: 1 << 20, Max: 8 << 20}
 	if err := h.programs.SetTransportProtocolOption(stocktcp.ProtocolNumber, &buf); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := h.programs.CreateNIC(programNIC, h.programLink); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	h.addAddress(t, h.addr4, nstack.CanBePrimaryEndpoint)
-	h.addAddress(t, h.addr6, nstack.CanBePrimaryEndpoint)
-	h.addAddress(t, h.h4, nstack.NeverPrimaryEndpoint)
-	h.addAddress(t, h.h6, nstack.NeverPrimaryEndpoint)
+	h.addAddress(tb, h.addr4, nstack.CanBePrimaryEndpoint)
+	h.addAddress(tb, h.addr6, nstack.CanBePrimaryEndpoint)
+	h.addAddress(tb, h.h4, nstack.NeverPrimaryEndpoint)
+	h.addAddress(tb, h.h6, nstack.NeverPrimaryEndpoint)
 	h.programs.SetRouteTable([]tcpip.Route{
 		{Destination: header.IPv4EmptySubnet, NIC: programNIC},
 		{Destination: header.IPv6EmptySubnet, NIC: programNIC},
@@ -138,17 +138,17 @@ func (l *lan) addHost(t testing.TB) *lanHost {
 	return h
 }
 
-func (h *lanHost) addAddress(t testing.TB, a netip.Addr, primary nstack.PrimaryEndpointBehavior) {
-	t.Helper()
+func (h *lanHost) addAddress(tb testing.TB, a netip.Addr, primary nstack.PrimaryEndpointBehavior) {
+	tb.Helper()
 	pa := tcpip.ProtocolAddress{Protocol: networkProtocol(a), AddressWithPrefix: fromAddr(a).WithPrefix()}
 	if err := h.programs.AddProtocolAddress(programNIC, pa, nstack.AddressProperties{PEB: primary}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
 // startRelay gives the host a relay; o's link and addresses are filled in.
-func (h *lanHost) startRelay(t testing.TB, o Options, inbound ...uint16) {
-	t.Helper()
+func (h *lanHost) startRelay(tb testing.TB, o Options, inbound ...uint16) {
+	tb.Helper()
 	h.tunLink = newLink(65535, true)
 	o.Link = h.tunLink
 	o.Host4, o.Stack4, o.Host6, o.Stack6 = h.h4, h.s4, h.h6, h.s6
@@ -166,11 +166,11 @@ func (h *lanHost) startRelay(t testing.TB, o Options, inbound ...uint16) {
 		return netip.AddrPortFrom(h.addr6, stack.Port()), true
 	}
 	if o.Log == nil {
-		o.Log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		o.Log = slog.New(slog.NewTextHandler(testWriter{tb}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	s, err := New(o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	h.relay = s
 	for _, p := range inbound {
@@ -205,7 +205,7 @@ func (l *lan) serve(link *channel.Endpoint, f func(packet []byte)) {
 }
 
 func deliver(link *channel.Endpoint, packet []byte) {
-	proto := tcpip.NetworkProtocolNumber(ipv4.ProtocolNumber)
+	proto := ipv4.ProtocolNumber
 	if packet[0]>>4 == 6 {
 		proto = ipv6.ProtocolNumber
 	}

@@ -33,6 +33,13 @@ const (
 // (a full accept queue drops SYNs).
 const localDialTime = 30 * time.Second
 
+// handshakeTime bounds a handshake that we answer: time for SYN-ACKs after 0, 1, 3 and 7
+// seconds. netstack would go on for two minutes, which forged SYNs would make their own.
+const handshakeTime = 10 * time.Second
+
+// resetCheck is how often Reset looks for handshakes that began meanwhile.
+const resetCheck = 20 * time.Millisecond
+
 // encryptTime is how long Ready is waited for; the key exchange has a deadline of its
 // own (15 s), so this one only guards against a fault of ours.
 const encryptTime = 60 * time.Second

@@ -37,7 +37,7 @@ func TestLimitPassesOpportunisticInClear(t *testing.T) {
 	a, b := l.addHost(t), l.addHost(t)
 	a.startRelay(t, Options{Limits: Limits{Dials: 1}})
 	at := b.serve(t, b.addr4, 80, echo)
-	go a.dial(t, silence) // takes the one place, for some seconds
+	a.dialAway(t, silence) // takes the one place, for some seconds
 	waitFor(t, "the first dial is pending", func() bool { return len(a.relay.Conns(false)) == 1 })
 
 	c := a.mustDial(t, at)
@@ -67,7 +67,7 @@ func TestLimitDropsRequire(t *testing.T) {
 		Outbound: func(_, _ netip.AddrPort) Rule { return Rule{Policy: Require} },
 	})
 	at := b.serve(t, b.addr4, 80, echo)
-	go a.dial(t, silence)
+	a.dialAway(t, silence)
 	waitFor(t, "the first dial is pending", func() bool { return len(a.relay.Conns(false)) == 1 })
 	l.onWire(func(packet []byte) bool {
 		if _, dst, _, ok := parseTCP(packet); ok && dst == at {
@@ -75,7 +75,7 @@ func TestLimitDropsRequire(t *testing.T) {
 		}
 		return true
 	})
-	go a.dial(t, at)
+	a.dialAway(t, at)
 	waitFor(t, "its SYN is dropped", func() bool { return a.relay.Counters().Dropped > 0 })
 }
 
@@ -84,9 +84,9 @@ func TestLimitPerDestination(t *testing.T) {
 	a, b := l.addHost(t), l.addHost(t)
 	a.startRelay(t, Options{Limits: Limits{DialsPerDst: 1}})
 	at := b.serve(t, b.addr4, 80, echo)
-	go a.dial(t, silence)
+	a.dialAway(t, silence)
 	waitFor(t, "the first dial is pending", func() bool { return len(a.relay.Conns(false)) == 1 })
-	go a.dial(t, silence)
+	a.dialAway(t, silence)
 	waitFor(t, "the second one passes in clear", func() bool { return a.relay.Counters().Limited > 0 })
 	c := a.mustDial(t, at) // another destination
 	if got := exchange(t, c, []byte("x")); string(got) != "x" {
@@ -105,7 +105,7 @@ func TestExistingConnectionSurvivesStart(t *testing.T) {
 	at := b.serve(t, b.addr4, 80, echo)
 	c := a.mustDial(t, at)
 	ping := func(c *gonet.TCPConn) error {
-		c.SetDeadline(time.Now().Add(5 * time.Second))
+		hurry(c)
 		if _, err := c.Write([]byte("ping")); err != nil {
 			return err
 		}
@@ -160,7 +160,7 @@ func TestUnknownAndRequireExistingAreReset(t *testing.T) {
 				t.Error("a packet is on the wire")
 				return true
 			})
-			c.SetDeadline(time.Now().Add(5 * time.Second))
+			hurry(c)
 			if _, err := c.Write([]byte("ping")); err != nil {
 				t.Fatal(err)
 			}

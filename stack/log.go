@@ -40,56 +40,52 @@ func (l *logLimit) allow(now time.Time) (missed int, ok bool) {
 
 // logOpen writes the one Info line of a connection.
 func (s *Stack) logOpen(c *conn, e encryption) {
-	attrs := c.attrs()
-	if !e.encrypted {
-		s.logConn(c, slog.LevelInfo, "in clear", append(attrs, slog.String("reason", string(e.reason))))
-		return
+	attrs, ok := s.loggable(c, slog.LevelInfo)
+	switch {
+	case !ok:
+	case !e.encrypted:
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "in clear", append(attrs, slog.String("reason", string(e.reason)))...)
+	case e.sessionID == nil:
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "key exchange failed", append(attrs, slog.Any("err", c.cause()))...)
+	default:
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "encrypted", append(attrs,
+			slog.Any("role", e.role), slog.Any("tep", e.tep), slog.Any("aead", e.aead))...)
 	}
-	if e.sessionID == nil {
-		s.logFailure(c)
-		return
-	}
-	s.logConn(c, slog.LevelInfo, "encrypted", append(attrs,
-		slog.Any("role", e.role), slog.Any("tep", e.tep), slog.Any("aead", e.aead)))
 }
 
 // logFailure writes the one line of a connection that never was: Info if a require
 // policy ended it, which somebody will wonder about, else Debug.
 func (s *Stack) logFailure(c *conn) {
-	c.mu.Lock()
-	err, reason := c.err, c.enc.reason
-	c.mu.Unlock()
 	level := slog.LevelDebug
-	attrs := append(c.attrs(), slog.Any("err", err))
-	if c.rule.Policy == Require && c.broken.Load() && reason != reasonOpening {
+	reason := c.encryption().reason
+	if c.rule.Policy == Require && secureError(c.wire.ep) != nil {
 		level = slog.LevelInfo
-		attrs = append(attrs, slog.String("reason", string(reason)))
 	}
-	s.logConn(c, level, "connection failed", attrs)
+	if attrs, ok := s.loggable(c, level); ok {
+		s.log.LogAttrs(context.Background(), level, "connection failed", append(attrs,
+			slog.String("reason", string(reason)), slog.Any("err", c.cause()))...)
+	}
 }
 
-func (c *conn) attrs() []slog.Attr {
-	return []slog.Attr{
+// loggable returns the attributes of a line about c, and whether it is to be written:
+// of inbound connections no more are than the limit.
+func (s *Stack) loggable(c *conn, level slog.Level) ([]slog.Attr, bool) {
+	if !s.log.Enabled(context.Background(), level) {
+		return nil, false
+	}
+	attrs := []slog.Attr{
 		slog.Uint64("conn", c.id), slog.String("direction", c.dir.String()),
 		slog.Any("local", c.local), slog.Any("remote", c.remote),
 		slog.String("policy", c.rule.Policy.String()), slog.String("rule", c.rule.Label),
 	}
-}
-
-// logConn writes a line about c, of inbound ones no more than the limit.
-func (s *Stack) logConn(c *conn, level slog.Level, msg string, attrs []slog.Attr) {
-	ctx := context.Background()
-	if !s.log.Enabled(ctx, level) {
-		return
-	}
 	if c.dir == Inbound {
 		missed, ok := s.remoteLog.allow(time.Now())
 		if !ok {
-			return
+			return nil, false
 		}
 		if missed > 0 {
 			attrs = append(attrs, slog.Int("unlogged", missed))
 		}
 	}
-	s.log.LogAttrs(ctx, level, msg, attrs...)
+	return attrs, true
 }

@@ -34,7 +34,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 		v = s.awaitReady(c)
 	}
 	if v == accept {
-		ep, err := r.CreateEndpoint(&c.host.queue)
+		ep, err := s.handshake(r, &c.host)
 		if err != nil {
 			// The program went away, or we are stopping.
 			c.fail(err)

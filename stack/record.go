@@ -93,6 +93,13 @@ func (c *conn) failWith(err error) {
 	c.broken.Store(true)
 }
 
+// cause is the first cause of c's end, nil if there is none yet.
+func (c *conn) cause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
 func (c *conn) snapshot() Conn {
 	e := c.encryption()
 	return Conn{
@@ -153,10 +160,7 @@ func (c *conn) finish() {
 		c.s.counters.aborted.Add(1)
 	}
 	c.s.conns.end(c)
-	c.mu.Lock()
-	err := c.err
-	c.mu.Unlock()
-	c.s.log.Debug("closed", slog.Uint64("conn", c.id), slog.Any("err", err))
+	c.s.log.Debug("closed", slog.Uint64("conn", c.id), slog.Any("err", c.cause()))
 }
 
 // close closes the leg's endpoint if there is one, with RST if reset.

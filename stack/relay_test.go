@@ -18,30 +18,30 @@ import (
 )
 
 // dial opens a connection from one of h's programs.
-func (h *lanHost) dial(t testing.TB, dst netip.AddrPort) (*gonet.TCPConn, error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+func (h *lanHost) dial(tb testing.TB, dst netip.AddrPort) (*gonet.TCPConn, error) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	defer cancel()
 	return gonet.DialContextTCP(ctx, h.programs, fullAddress(programNIC, dst), networkProtocol(dst.Addr()))
 }
 
-func (h *lanHost) mustDial(t testing.TB, dst netip.AddrPort) *gonet.TCPConn {
-	t.Helper()
-	c, err := h.dial(t, dst)
+func (h *lanHost) mustDial(tb testing.TB, dst netip.AddrPort) *gonet.TCPConn {
+	tb.Helper()
+	c, err := h.dial(tb, dst)
 	if err != nil {
-		t.Fatalf("dial %s: %v", dst, err)
+		tb.Fatalf("dial %s: %v", dst, err)
 	}
-	t.Cleanup(func() { c.Close() })
+	tb.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
 // serve runs a service of h's on addr; each connection gets its goroutine.
-func (h *lanHost) serve(t testing.TB, addr netip.Addr, port uint16, handle func(*gonet.TCPConn)) netip.AddrPort {
-	t.Helper()
+func (h *lanHost) serve(tb testing.TB, addr netip.Addr, port uint16, handle func(*gonet.TCPConn)) netip.AddrPort {
+	tb.Helper()
 	at := netip.AddrPortFrom(addr, port)
 	l, err := gonet.ListenTCP(h.programs, fullAddress(programNIC, at), networkProtocol(addr))
 	if err != nil {
-		t.Fatalf("listen on %s: %v", at, err)
+		tb.Fatalf("listen on %s: %v", at, err)
 	}
 	var wg sync.WaitGroup
 	done := make(chan struct{})
@@ -58,52 +58,94 @@ func (h *lanHost) serve(t testing.TB, addr netip.Addr, port uint16, handle func(
 					select {
 					case <-handled:
 					case <-done:
-						c.SetDeadline(time.Unix(1, 0))
+						_ = c.SetDeadline(time.Unix(1, 0))
 					}
 				})
-				defer c.Close()
+				defer func() { _ = c.Close() }()
 				handle(c.(*gonet.TCPConn))
 			})
 		}
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		close(done)
 		l.Shutdown()
-		l.Close()
+		_ = l.Close()
 		wg.Wait()
 	})
 	return at
 }
 
-// echo returns what it reads, and ends when the other end does.
-func echo(c *gonet.TCPConn) { io.Copy(c, c) }
+// echo returns what it reads, and ends when the other end does, however it does.
+func echo(c *gonet.TCPConn) { _, _ = io.Copy(c, c) }
+
+// send writes b to c, which has to take it.
+func send(tb testing.TB, c *gonet.TCPConn, b []byte) {
+	tb.Helper()
+	if _, err := c.Write(b); err != nil {
+		tb.Errorf("write of %d bytes: %v", len(b), err)
+	}
+}
+
+// sendFIN ends c's direction.
+func sendFIN(tb testing.TB, c *gonet.TCPConn) {
+	tb.Helper()
+	if err := c.CloseWrite(); err != nil {
+		tb.Errorf("close for writing: %v", err)
+	}
+}
+
+// readByte reads one byte from c.
+func readByte(c *gonet.TCPConn) error {
+	_, err := c.Read(make([]byte, 1))
+	return err
+}
+
+// hurry lets c's reads and writes fail before the test hangs.
+func hurry(c *gonet.TCPConn) { _ = c.SetDeadline(time.Now().Add(60 * time.Second)) }
+
+// dialAway dials in the background a destination that is not meant to answer.
+func (h *lanHost) dialAway(tb testing.TB, dst netip.AddrPort) {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if c, err := gonet.DialContextTCP(ctx, h.programs, fullAddress(programNIC, dst), networkProtocol(dst.Addr())); err == nil {
+			_ = c.Close()
+		}
+	}()
+	tb.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
 
 // randomBytes returns n bytes that are the same for the same seed.
 func randomBytes(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	r.Read(b)
+	_, _ = r.Read(b) // never fails
 	return b
 }
 
-func waitFor(t testing.TB, what string, f func() bool) {
-	t.Helper()
+func waitFor(tb testing.TB, what string, f func() bool) {
+	tb.Helper()
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !f() {
 		select {
 		case <-deadline:
-			t.Fatalf("not within 20 s: %s", what)
+			tb.Fatalf("not within 20 s: %s", what)
 		case <-tick.C:
 		}
 	}
 }
 
 // exchange sends data over c, closes that direction, and returns all that comes back.
-func exchange(t testing.TB, c *gonet.TCPConn, data []byte) []byte {
-	t.Helper()
-	c.SetDeadline(time.Now().Add(60 * time.Second))
+func exchange(tb testing.TB, c *gonet.TCPConn, data []byte) []byte {
+	tb.Helper()
+	hurry(c)
 	sent := make(chan error, 1)
 	go func() {
 		_, err := c.Write(data)
@@ -114,7 +156,7 @@ func exchange(t testing.TB, c *gonet.TCPConn, data []byte) []byte {
 	}()
 	got, err := io.ReadAll(c)
 	if err := errors.Join(err, <-sent); err != nil {
-		t.Errorf("exchange of %d bytes: %v (%d came back)", len(data), err, len(got))
+		tb.Errorf("exchange of %d bytes: %v (%d came back)", len(data), err, len(got))
 	}
 	return got
 }
@@ -174,8 +216,8 @@ func runMany(t *testing.T, a *lanHost, at netip.AddrPort, total, atOnce int) {
 				t.Errorf("connection %d: %v", i, err)
 				return
 			}
-			defer c.Close()
-			data := randomBytes(uint64(i), 1+i*997)
+			defer func() { _ = c.Close() }()
+			data := randomBytes(uint64(i), 1+i*997%60_000)
 			if got := exchange(t, c, data); sha256.Sum256(got) != sha256.Sum256(data) {
 				t.Errorf("connection %d: %d bytes came back, want %d", i, len(got), len(data))
 			}

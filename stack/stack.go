@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -95,8 +96,7 @@ func New(o Options) (*Stack, error) {
 	// Two per processor: a worker never blocks, but it may seal for some 100 us at a time.
 	s.work.start(2 * runtime.GOMAXPROCS(0))
 	if err := s.attach(); err != nil {
-		s.Close()
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -202,21 +202,27 @@ func (s *Stack) Reset(ctx context.Context) error {
 	s.stopOnce.Do(func() { close(s.stop) })
 	s.syns.close()
 	s.conns.each((*conn).abort)
-	// Legs whose connection is over for us but whose tail is not acknowledged yet.
-	for _, ep := range s.net.RegisteredEndpoints() {
-		ep.Abort()
-	}
 	done := make(chan struct{})
 	go func() {
 		s.wg.Wait()
 		s.conns.waitEmpty()
 		close(done)
 	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("stack: reset: %w", context.Cause(ctx))
+	// Handshakes in work, and legs whose connection is over for us but whose tail is not
+	// acknowledged yet. A handler that had just looked at stop may begin one more.
+	again := time.NewTicker(resetCheck)
+	defer again.Stop()
+	for {
+		for _, ep := range s.net.RegisteredEndpoints() {
+			ep.Abort()
+		}
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("stack: reset: %w", context.Cause(ctx))
+		case <-again.C:
+		}
 	}
 }
 
@@ -237,7 +243,7 @@ func (s *Stack) Close() error {
 // Bypass reports whether a raw IP packet that came from the host belongs to a
 // connection that passes in clear, one that is older than we (policy opportunistic) or
 // was beyond the limits, and is to be written back to the link as it is. It borrows
-// packet. Packets of anything else go to netstack, which resets what it does not know:
+// packet, of which the headers are enough. Packets of anything else go to netstack, which resets what it does not know:
 // that may be the tail of an encrypted connection.
 func (s *Stack) Bypass(packet []byte) bool { return s.flows.bypass(packet) }
 

@@ -13,15 +13,16 @@ import (
 
 func TestResetResetsBothLegs(t *testing.T) {
 	bothWays(t, func(t *testing.T, client, server *lanHost, listen, dial netip.Addr) {
+		t.Helper()
 		errs := make(chan error, 1)
 		server.serve(t, listen, 80, func(c *gonet.TCPConn) {
-			c.SetDeadline(time.Now().Add(20 * time.Second))
-			c.Write([]byte("x"))
+			hurry(c)
+			send(t, c, []byte("x"))
 			_, err := c.Read(make([]byte, 1))
 			errs <- err
 		})
 		c := client.mustDial(t, netip.AddrPortFrom(dial, 80))
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		hurry(c)
 		if _, err := c.Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +53,7 @@ func TestResetLeavesNewSYNsUnanswered(t *testing.T) {
 	a, b := l.addHost(t), l.addHost(t)
 	a.startRelay(t, Options{})
 	at := b.serve(t, b.addr4, 80, echo)
-	go a.dial(t, silence) // is pending when Reset comes
+	a.dialAway(t, silence) // is pending when Reset comes
 	waitFor(t, "it is pending", func() bool { return len(a.relay.Conns(false)) == 1 })
 	if err := a.relay.Reset(t.Context()); err != nil {
 		t.Errorf("Reset: %v", err)
@@ -61,7 +62,7 @@ func TestResetLeavesNewSYNsUnanswered(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if c, err := gonet.DialContextTCP(ctx, a.programs, fullAddress(programNIC, at), networkProtocol(at.Addr())); err == nil {
-		c.Close()
+		_ = c.Close()
 		t.Error("a connection was made")
 	}
 }
@@ -73,9 +74,9 @@ func TestCloseWhileBusy(t *testing.T) {
 	b.startRelay(t, Options{Inbound: anyInbound}, 80)
 	b.serve(t, b.h4, 80, echo)
 	var wg sync.WaitGroup
-	for range 20 {
+	for range 5 {
 		c := a.mustDial(t, netip.AddrPortFrom(b.addr4, 80))
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		hurry(c)
 		wg.Go(func() {
 			for { // until reset
 				if _, err := c.Write(make([]byte, 10_000)); err != nil {
