@@ -88,10 +88,11 @@ func (s *SecureEndpoint) finish() tcpip.Error {
 	}
 	out.closed = true
 	out.ended.Store(true)
-	if _, err := s.queueRecord(nil, true); err != nil && !wouldBlock(err) {
+	view, err := s.seal(nil, true)
+	if err != nil {
 		return err
 	}
-	return s.inner.Shutdown(tcpip.ShutdownWrite)
+	return s.inner.queueLast(view)
 }
 
 // unread says whether the peer sent data that was not read. Records without data are

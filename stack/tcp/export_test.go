@@ -9,7 +9,7 @@ func CodecOf(s *SecureEndpoint) Codec { return s.codec }
 func SealEmpty(s *SecureEndpoint) {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()
-	_, _ = s.queueRecord(nil, false)
+	_, _ = s.queueRecord(nil)
 }
 
 // PayloadSize returns the size of full packets, in bytes.

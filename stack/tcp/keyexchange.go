@@ -8,7 +8,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -143,64 +142,4 @@ func (r *rawStream) wait() error {
 func (r *rawStream) failed(err tcpip.Error) error {
 	r.err = err
 	return fmt.Errorf("tcp: %s", err)
-}
-
-// sendSpace is what a writer needs to know of the send side.
-type sendSpace struct {
-	room    int // bytes that the send buffer has left; it may be overshot once
-	buffer  int // size of the send buffer
-	payload int // of one packet, in bytes
-	segment int // largest segment that is handed to the link, in bytes
-}
-
-// sendSpace returns ErrWouldBlock if there is no room.
-func (e *Endpoint) sendSpace() (sendSpace, tcpip.Error) {
-	e.LockUser()
-	defer e.UnlockUser()
-	return e.sendSpaceLocked()
-}
-
-// +checklocks:e.mu
-func (e *Endpoint) sendSpaceLocked() (sendSpace, tcpip.Error) {
-	e.sndQueueInfo.sndQueueMu.Lock()
-	defer e.sndQueueInfo.sndQueueMu.Unlock()
-	room, err := e.isEndpointWritableLocked()
-	if err != nil {
-		if _, full := err.(*tcpip.ErrWouldBlock); !full || e.snd == nil {
-			return sendSpace{}, err
-		}
-	}
-	sp := sendSpace{room: room, buffer: e.getSendBufferSize(), payload: e.snd.MaxPayloadSize, segment: buffer.MaxChunkSize}
-	if e.snd.gso {
-		sp.segment = min(sp.segment, int(e.gso.MaxSize-header.TCPTotalHeaderMaximumSize-1))
-	}
-	return sp, err
-}
-
-// queueBytes puts a view, which it takes, at the end of the send queue, even if the
-// send buffer is full. apart keeps it from sharing a segment with what follows.
-// It returns the space that is left then.
-func (e *Endpoint) queueBytes(view *buffer.View, apart bool) (sendSpace, tcpip.Error) {
-	e.LockUser()
-	defer e.UnlockUser()
-	if _, err := e.sendSpaceLocked(); err != nil {
-		if _, full := err.(*tcpip.ErrWouldBlock); !full || e.snd == nil {
-			view.Release()
-			return sendSpace{}, err
-		}
-	}
-	size := view.Size()
-	seg := newOutgoingSegment(e.ID, e.stack.Clock(), buffer.MakeWithView(view), e.ops.GetMark())
-	if apart && e.snd.writeNext == nil {
-		// With a sequence number it is not merged with what is queued behind it
-		// before it leaves, so its last byte is in a segment with PSH.
-		seg.sequenceNumber = e.snd.SndNxt
-		seg.flags = header.TCPFlagAck | header.TCPFlagPsh
-	}
-	e.sndQueueInfo.sndQueueMu.Lock()
-	e.sndQueueInfo.SndBufUsed += size
-	e.sndQueueInfo.sndQueueMu.Unlock()
-	e.snd.writeList.PushBack(seg)
-	e.sendData(seg)
-	return e.sendSpaceLocked()
 }

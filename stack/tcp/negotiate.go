@@ -48,6 +48,9 @@ type endpointExtension struct {
 	nonSYN   []byte
 	iss      seqnum.Value
 
+	// finSent says that FIN left with data, before the sender came to it.
+	finSent bool
+
 	mtu         uint32         // cap on the path MTU, with IP header; 0 for none
 	timeWait    *time.Duration // instead of the stack's
 	reopeningBy *segment       // a SYN that may end our TIME-WAIT

@@ -150,6 +150,11 @@ func (s *SecureEndpoint) streamEnd(err tcpip.Error) tcpip.Error {
 	case *tcpip.ErrWouldBlock:
 		return err
 	case *tcpip.ErrClosedForReceive:
+		if !s.inner.finReceived() {
+			// TCP has failed, and somebody else was told why: it tells it once.
+			err := &tcpip.ErrConnectionReset{}
+			return s.x.fail(err, &tcpError{err}).tcp
+		}
 		cause := ErrTruncated
 		if s.in.n == 0 {
 			if e := s.codec.EndOfStream(); e != nil {
@@ -161,8 +166,15 @@ func (s *SecureEndpoint) streamEnd(err tcpip.Error) tcpip.Error {
 		}
 		return s.fail(abortError(cause), cause)
 	default:
-		return s.x.fail(err, fmt.Errorf("tcp: %s", err)).tcp
+		return s.x.fail(err, &tcpError{err}).tcp
 	}
+}
+
+// finReceived says whether the peer's FIN was received, and all before it.
+func (e *Endpoint) finReceived() bool {
+	e.LockUser()
+	defer e.UnlockUser()
+	return e.rcv != nil && e.rcv.closed
 }
 
 func (s *SecureEndpoint) failRecord(err error) tcpip.Error {

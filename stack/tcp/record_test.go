@@ -468,32 +468,62 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
-// TestBytesAfterTheLastRecord abort as well.
+// TestBytesAfterTheLastRecord abort, whether or not anybody reads on.
 func TestBytesAfterTheLastRecord(t *testing.T) {
 	p := tcptest.New(t, opts(new(toy), new(toy)))
 	e := connect(t, p)
 	p.SetHook(func(pk *tcptest.Packet) []*tcptest.Packet {
 		if pk.Dir == tcptest.BtoA && pk.Flags(header.TCPFlagFin) {
 			pk.TCP().SetFlags(uint8(pk.TCP().Flags() &^ header.TCPFlagFin))
-			pk.SetPayload([]byte("more"))
+			pk.SetPayload(append(bytes.Clone(pk.Payload()), "more"...))
 		}
 		return []*tcptest.Packet{pk}
 	})
 	if err := e.server.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	// The end is reported when the last record comes; what follows it aborts then.
-	for {
-		_, err := e.active.Read(make([]byte, 10))
-		if !errors.Is(err, io.EOF) {
-			break
-		}
-		p.Await(func(*tcptest.Packet) bool { return true })
-	}
+	waitFor(t, e.active.Queue, func() bool { return e.active.Secure().Err() != nil })
 	if err := e.active.Secure().Err(); !errors.Is(err, tcp.ErrAfterEnd) {
 		t.Errorf("Err: %v", err)
 	}
 	e.close()
+}
+
+// TestFINGoesWithTheLastRecord, in one segment, also when it is sent again or when the
+// stream ends behind much data.
+func TestFINGoesWithTheLastRecord(t *testing.T) {
+	for _, size := range []int{0, 10, 100_000} {
+		for _, lose := range []bool{false, true} {
+			for _, offload := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%d/lose=%v/offload=%v", size, lose, offload), func(t *testing.T) {
+					o := opts(new(toy), new(toy))
+					o.Offload = offload
+					p := tcptest.New(t, o)
+					e := connect(t, p)
+					p.Trace()
+					fins := 0
+					p.SetHook(func(pk *tcptest.Packet) []*tcptest.Packet {
+						if pk.Dir == tcptest.AtoB && pk.Flags(header.TCPFlagFin) {
+							if fins++; fins == 1 && lose {
+								return nil
+							}
+						}
+						return []*tcptest.Packet{pk}
+					})
+					send(t, e.active, e.server, random(size))
+					send(t, e.server, e.active, random(size))
+					e.close()
+					fin := p.Await(func(pk *tcptest.Packet) bool { return pk.Dir == tcptest.AtoB && pk.Flags(header.TCPFlagFin) })
+					if len(fin.Payload()) < toyOverhead || !fin.Flags(header.TCPFlagPsh) {
+						t.Errorf("FIN is not with the last record: %s", fin)
+					}
+					if n := p.A.Stats().TCP.CurrentEstablished.Value(); n != 0 {
+						t.Errorf("%d connections are still established", n)
+					}
+				})
+			}
+		}
+	}
 }
 
 // TestPeerResetStaysAReset: it is not the record layer's error.

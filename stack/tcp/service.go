@@ -71,13 +71,14 @@ func (s *SecureEndpoint) openAhead() {
 		return
 	}
 	news, more := false, false
-	if len(in.plain) == 0 && !in.last && !s.dead && s.x.failure.Load() == nil {
+	if len(in.plain) == 0 && !s.dead && s.x.failure.Load() == nil {
 		more = true
+		wasLast := in.last // and then only what must not follow is looked for
 		for range serviceRecords {
 			err := s.nextRecord()
-			news = len(in.plain) > 0 || in.last || err != nil && !wouldBlock(err)
-			if news || err != nil {
+			if len(in.plain) > 0 || err != nil {
 				more = false
+				news = len(in.plain) > 0 || !wouldBlock(err) && !wasLast
 				break
 			}
 		}

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -47,7 +48,7 @@ func (s *SecureEndpoint) writeRecords(p tcpip.Payloader) (n int64, err tcpip.Err
 	}
 	space, err := s.inner.sendSpace()
 	if err != nil {
-		return 0, s.sendError(err)
+		return 0, err
 	}
 	now := s.inner.stack.Clock().NowMonotonic()
 	if now.Sub(out.lastWrite) > idleTime {
@@ -74,7 +75,7 @@ func (s *SecureEndpoint) writeRecords(p tcpip.Payloader) (n int64, err tcpip.Err
 		if m == 0 && rerr != nil {
 			return n, &tcpip.ErrBadBuffer{}
 		}
-		space, err = s.queueRecord(scratch.b[:m], false)
+		space, err = s.queueRecord(scratch.b[:m])
 		if err != nil && !wouldBlock(err) {
 			return n, err
 		}
@@ -108,7 +109,7 @@ type recordWriter struct {
 func (w *recordWriter) Write(b []byte) (n int, err error) {
 	for n < len(b) {
 		size := min(len(b)-n, w.s.recordData(w.space, len(b)-n))
-		w.space, w.err = w.s.queueRecord(b[n:n+size], false)
+		w.space, w.err = w.s.queueRecord(b[n : n+size])
 		if w.err != nil && !wouldBlock(w.err) {
 			return n, io.ErrShortWrite
 		}
@@ -137,46 +138,33 @@ func (s *SecureEndpoint) recordData(space sendSpace, left int) int {
 // queueRecord seals data and gives the record to TCP, whatever the send buffer holds.
 // The space it returns is what is left then, with ErrWouldBlock if there is none.
 // Called with out.mu held.
-func (s *SecureEndpoint) queueRecord(data []byte, last bool) (sendSpace, tcpip.Error) {
+func (s *SecureEndpoint) queueRecord(data []byte) (sendSpace, tcpip.Error) {
+	view, err := s.seal(data, false)
+	if err != nil {
+		return sendSpace{}, err
+	}
+	s.out.sinceIdle = min(s.out.sinceIdle+view.Size(), maxSinceIdle)
+	return s.inner.queueBytes(view, false)
+}
+
+// seal makes a record, in memory that TCP can send from. Called with out.mu held.
+func (s *SecureEndpoint) seal(data []byte, last bool) (*buffer.View, tcpip.Error) {
 	view := buffer.NewViewSize(len(data) + s.codec.Overhead())
 	record, err := s.codec.Seal(view.AsSlice()[:0], data, last)
 	if err != nil {
 		view.Release()
-		cause := error(&sealError{err})
-		return sendSpace{}, s.fail(abortError(cause), cause)
+		err = fmt.Errorf("tcp: seal: %w", err)
+		return nil, s.fail(abortError(err), err)
 	}
 	if len(record) != view.Size() || &record[0] != &view.AsSlice()[0] {
 		view.Release()
 		view = buffer.NewViewWithData(record)
 	}
-	s.out.sinceIdle += len(record)
-	if s.out.sinceIdle > maxSinceIdle {
-		s.out.sinceIdle = maxSinceIdle
-	}
-	space, terr := s.inner.queueBytes(view, false)
-	if terr != nil && !wouldBlock(terr) {
-		return space, s.sendError(terr)
-	}
-	return space, terr
+	return view, nil
 }
 
 // maxSinceIdle is past the largest record, so that the count cannot overflow.
 const maxSinceIdle = 1 << 20
-
-type sealError struct{ err error }
-
-func (e *sealError) Error() string { return "tcp: seal: " + e.err.Error() }
-func (e *sealError) Unwrap() error { return e.err }
-
-// sendError keeps a failure of TCP that is for good.
-func (s *SecureEndpoint) sendError(err tcpip.Error) tcpip.Error {
-	switch err.(type) {
-	case *tcpip.ErrWouldBlock, *tcpip.ErrClosedForSend:
-		return err
-	default:
-		return s.x.fail(err, &tcpError{err}).tcp
-	}
-}
 
 // tcpError is a tcpip.Error as an error.
 type tcpError struct{ err tcpip.Error }
@@ -209,7 +197,7 @@ func (s *SecureEndpoint) payOwedLocked() (paid bool) {
 		if _, err := s.inner.sendSpace(); err != nil {
 			return false // a writable event comes when there is room, and we again
 		}
-		if _, err := s.queueRecord(nil, false); err != nil && !wouldBlock(err) {
+		if _, err := s.queueRecord(nil); err != nil && !wouldBlock(err) {
 			return false
 		}
 		paid = true
