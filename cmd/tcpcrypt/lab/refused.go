@@ -121,8 +121,8 @@ func checkTUN(path string) error {
 		if info, err := os.Stat(path); err == nil {
 			mode = fmt.Sprintf(" (its mode is %04o)", info.Mode().Perm())
 		}
-		// Inside, everybody is root.
-		if u, err := user.Current(); err == nil && !Inside() {
+		// Root without the right is root of a user namespace, as everybody is inside.
+		if u, err := user.Current(); err == nil && u.Uid != "0" {
 			who = u.Username
 		}
 		e.What = fmt.Sprintf("open %s as %s%s, which every host but a plain one needs", path, who, mode)
