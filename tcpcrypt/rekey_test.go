@@ -31,6 +31,51 @@ func TestRekeyIsFollowedAndAnswered(t *testing.T) {
 	talk(t, b, a)
 }
 
+// TestEmptyFramesDoNotRunAhead: RFC 8548, section 3.8, forbids a second rekeying with an
+// empty frame as long as the peer has not answered the first.
+func TestEmptyFramesDoNotRunAhead(t *testing.T) {
+	a, b := sessions(t, Options{}, Options{}, 1000)
+	a.Sealer().Rekey()
+	if got := pass(t, a, b, nil, Flags{}); !got.Rekeyed {
+		t.Fatal("the first was not rekeyed")
+	}
+	a.Sealer().Rekey()
+	if got := pass(t, a, b, nil, Flags{}); got.Rekeyed {
+		t.Error("rekeyed again with an empty frame")
+	}
+	a.sealer.frames = a.aead.maxFrames()
+	if got := pass(t, a, b, nil, Flags{}); got.Rekeyed {
+		t.Error("rekeyed again with an empty frame, for the budget")
+	}
+	if got := pass(t, a, b, []byte("data"), Flags{}); !got.Rekeyed {
+		t.Error("the request was forgotten")
+	}
+	if got := pass(t, a, b, []byte("data"), Flags{}); got.Rekeyed {
+		t.Error("one request rekeyed twice")
+	}
+	pass(t, b, a, nil, Flags{})
+	pass(t, b, a, nil, Flags{})
+	a.Sealer().Rekey()
+	if got := pass(t, a, b, nil, Flags{}); !got.Rekeyed {
+		t.Error("not rekeyed once the peer has caught up")
+	}
+}
+
+// TestAnswerIsRequest: a frame that answers a rekeying is under new keys, and so does
+// what was asked for.
+func TestAnswerIsRequest(t *testing.T) {
+	a, b := sessions(t, Options{}, Options{}, 1000)
+	a.Sealer().Rekey()
+	pass(t, a, b, nil, Flags{})
+	b.Sealer().Rekey()
+	if got := pass(t, b, a, nil, Flags{}); !got.Rekeyed {
+		t.Error("no answer")
+	}
+	if got := pass(t, b, a, []byte("x"), Flags{}); got.Rekeyed || a.OwedRekeys() != 0 {
+		t.Error("answered and initiated")
+	}
+}
+
 func TestSimultaneousRekey(t *testing.T) {
 	a, b := sessions(t, Options{}, Options{}, 1000)
 	a.Sealer().Rekey()
@@ -55,7 +100,7 @@ func TestRekeyFlood(t *testing.T) {
 	const n = 1000
 	for range n {
 		a.Sealer().Rekey()
-		pass(t, a, b, nil, Flags{})
+		pass(t, a, b, []byte("x"), Flags{}) // with data one may run ahead
 	}
 	if b.OwedRekeys() != n {
 		t.Fatalf("owes %d, want %d", b.OwedRekeys(), n)
@@ -98,7 +143,7 @@ func TestBudgets(t *testing.T) {
 		if got := pass(t, a, b, make([]byte, 9), Flags{}); got.Rekeyed {
 			t.Errorf("%v: rekeyed too early", aead)
 		}
-		if got := pass(t, a, b, nil, Flags{}); !got.Rekeyed {
+		if got := pass(t, a, b, []byte("x"), Flags{}); !got.Rekeyed {
 			t.Errorf("%v: not rekeyed after its bytes", aead)
 		}
 	}

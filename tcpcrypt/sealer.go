@@ -44,8 +44,10 @@ func newSealer(g *generations, mk *secret, a AEAD, role Role, offset uint64) (*S
 // everything sealed so far.
 func (s *Sealer) Offset() uint64 { return s.offset }
 
-// Rekey makes the next frame the first under new keys: it initiates a rekeying. It may
-// be called by any goroutine.
+// Rekey makes the next frame the first under new keys: it initiates a rekeying, unless
+// that frame answers one anyway. While the peer has not answered an earlier one it
+// waits for a frame with data (RFC 8548, section 3.8). It may be called by any
+// goroutine.
 func (s *Sealer) Rekey() { s.initiate.Store(true) }
 
 // Seal appends one frame with plain, which may be empty, to dst. It allocates nothing
@@ -68,7 +70,7 @@ func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
 		s.err = errOffset
 		return dst, s.err
 	}
-	h := frameHeader{clen: n + tagLen, rekey: s.mustRekey(n)}
+	h := frameHeader{clen: n + tagLen, rekey: s.mustRekey(n, len(plain) == 0)}
 	if h.rekey {
 		if err := s.rekey(); err != nil {
 			s.err = err
@@ -104,12 +106,19 @@ func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
 }
 
 // mustRekey decides whether the next frame, with n bytes of plaintext, is the first
-// under new keys: as an answer, on request, or since this key has done its work.
-func (s *Sealer) mustRekey(n int) bool {
-	if s.gen.owed() > 0 {
-		return true
+// under new keys: as an answer, on request, or since this key has done its work. Only
+// a frame with data may run ahead of a peer that has not answered yet (RFC 8548,
+// section 3.8): else two hosts could drive each other on for ever.
+func (s *Sealer) mustRekey(n int, empty bool) bool {
+	if s.gen.owed() == 0 {
+		spent := s.frames >= s.aead.maxFrames() || s.bytes+uint64(n) > maxKeyBytes
+		ahead := s.gen.local.Load() > s.gen.remote.Load()
+		if !spent && !s.initiate.Load() || empty && ahead {
+			return false
+		}
 	}
-	return s.initiate.Swap(false) || s.frames >= s.aead.maxFrames() || s.bytes+uint64(n) > maxKeyBytes
+	s.initiate.Store(false) // an answer does what was asked for, too
+	return true
 }
 
 // rekey goes to the next key set and wipes the old one.
