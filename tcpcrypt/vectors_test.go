@@ -336,6 +336,7 @@ func checkFrames(t *testing.T, aead AEAD, role Role, mks []*secret, start uint64
 			sealer.offset += uint64(len(frame)) // not what we would send
 		} else if f.Frame != "" {
 			if f.Rekey == 1 {
+				gen2.remote.Store(gen2.local.Load()) // the peer has answered what was before
 				sealer.Rekey()
 			}
 			flags := Flags{FIN: f.FINp == 1}
