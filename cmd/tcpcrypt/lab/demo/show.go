@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,8 +59,8 @@ func show(tcpcrypt string) (err error) {
 
 	var r lab.Report
 	if err := json.Unmarshal(report.last(), &r); err != nil {
-		_, _ = os.Stderr.Write(report.last()) // it is why the lab has failed
-		return fmt.Errorf("the lab has made no report: %w", errors.Join(runErr, err))
+		_, _ = os.Stderr.Write(report.last()) // it is why
+		return fmt.Errorf("the lab did not get as far as a report: %w", cmp.Or(runErr, err))
 	}
 	captures := r.Captures
 	r.Captures = nil // the table need not name files that are gone when it is read
