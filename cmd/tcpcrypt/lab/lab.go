@@ -182,9 +182,13 @@ func (l *Lab) Close() error {
 
 	var errs []error
 	l.StopServers()
-	for _, h := range l.hosts {
-		errs = append(errs, h.stopDaemon())
+	stopped := make([]error, len(l.hosts))
+	var stopping sync.WaitGroup
+	for i, h := range l.hosts {
+		stopping.Go(func() { stopped[i] = h.stopDaemon() })
 	}
+	stopping.Wait()
+	errs = append(errs, stopped...)
 	for _, h := range l.hosts {
 		h.killRest()
 	}
