@@ -229,7 +229,7 @@ func TestSegmentsWithENOFitTheMSS(t *testing.T) {
 	in := newInbound(t, everything(opportunistic, everyAlgorithm))
 	o := newOutbound(t, everything(opportunistic, everyAlgorithm))
 	const mss = 100 // so that Init needs more than one segment
-	full := func(c *wirepeer.Conn) {
+	full := func(c *wirepeer.Conn, stamps bool) {
 		t.Helper()
 		longest := 0
 		for _, seg := range c.Trace() {
@@ -241,7 +241,7 @@ func TestSegmentsWithENOFitTheMSS(t *testing.T) {
 				t.Errorf("%d bytes of payload and %d of options, MSS is %d: %v", len(seg.Payload), len(seg.Options), mss, &seg.Segment)
 			}
 		}
-		if longest < mss-3 {
+		if longest < mss-3 && !stamps { // with these and SACK, room is kept for blocks
 			t.Errorf("the longest segment has %d bytes with options, MSS is %d: not full", longest, mss)
 		}
 	}
@@ -252,13 +252,13 @@ func TestSegmentsWithENOFitTheMSS(t *testing.T) {
 		if _, err := s.ReadData(soon(t), 5000); err != nil {
 			t.Fatal(err)
 		}
-		full(s.Conn)
+		full(s.Conn, stamps)
 
 		service, s := in.encrypted(t, script, wirepeer.Config{TEPs: []wirepeer.TEP{wirepeer.P521}})
 		mustWrite(t, "service", service, string(streamBytes(5000)))
 		if _, err := s.ReadData(soon(t), 5000); err != nil {
 			t.Fatal(err)
 		}
-		full(s.Conn)
+		full(s.Conn, stamps)
 	}
 }

@@ -69,7 +69,7 @@ func TestOddServersAreServed(t *testing.T) {
 	t.Parallel()
 	o := newOutbound(t, everything(opportunistic, everyAlgorithm))
 	cases := append(oddities(),
-		odd{name: "loss of the daemon's segments", script: wirepeer.Script{In: losing(4)}},
+		odd{name: "loss of the daemon's segments", script: wirepeer.Script{In: losing(10)}},
 		odd{name: "data in the SYN-ACK", script: wirepeer.Script{SYNData: []byte("never to be seen")}},
 		odd{name: "reserved bits of the global suboption", script: wirepeer.Script{ENO: wirepeer.BuildENO(0x1d, 0x23)}},
 		odd{name: "global suboption last", script: wirepeer.Script{ENO: wirepeer.BuildENO(0x23, 0x01)}},

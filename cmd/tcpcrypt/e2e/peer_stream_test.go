@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -132,7 +133,8 @@ func TestWrongStreamsEndInAReset(t *testing.T) {
 		{"clen too small for a tag", func(s *wirepeer.Session) { s.Conn.Write(make([]byte, 3+15)) }},
 		{"clen too small for flags", func(s *wirepeer.Session) { s.Conn.Write(append([]byte{0, 0, 16}, make([]byte, 16)...)) }},
 		{"plaintext", func(s *wirepeer.Session) {
-			s.Conn.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong, and long enough for it"))
+			// As a frame it has 21,588 bytes: "TT".
+			s.Conn.Write([]byte("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("wrong, ", 4000)))
 		}},
 		{"RST", func(s *wirepeer.Session) { s.Conn.Reset() }},
 	}

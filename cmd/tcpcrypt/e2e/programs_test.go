@@ -227,7 +227,7 @@ Subsystem sftp internal-sftp
 func TestRedis(t *testing.T) {
 	t.Parallel()
 	n, _ := programs(t)
-	n.b.serve(t, 6379, "redis-server", "--port", "6379", "--bind", "*", "--protected-mode", "no", "--save", "", "--dir", n.b.dir)
+	n.b.serve(t, 6379, "redis-server", "--port", "6379", "--bind", "* -::*", "--protected-mode", "no", "--save", "", "--dir", n.b.dir)
 	for _, f := range families {
 		cli := []string{"-h", n.b.addr(f.v6).String()}
 		if out := n.a.run(t, "redis-cli", append(cli, "set", "key", "value")...); strings.TrimSpace(out) != "OK" {

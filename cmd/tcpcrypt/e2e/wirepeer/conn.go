@@ -185,7 +185,7 @@ func (c *Conn) segmentSize() int {
 	if c.stamped {
 		n -= 12
 	}
-	if c.emitENO {
+	if c.emitENO || c.script.Mark != nil {
 		n -= 4
 	}
 	if c.script.SegmentSize > 0 {
