@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"io"
 
 	"github.com/cloudflare/circl/dh/x448"
 )
@@ -107,6 +108,9 @@ type ecdhPair struct {
 	key *ecdh.PrivateKey
 }
 
+// Format makes every verb print nothing of use.
+func (*ecdhPair) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") }
+
 func (p *ecdhPair) public() []byte {
 	pub := p.key.PublicKey().Bytes()
 	if p.tep.elliptic() == nil {
@@ -148,6 +152,9 @@ func (p *ecdhPair) wipe() { p.key = nil }
 
 // An x448Pair is a key of X448.
 type x448Pair struct{ private x448.Key }
+
+// Format makes every verb print nothing of use.
+func (*x448Pair) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") }
 
 func (p *x448Pair) public() []byte {
 	var pub x448.Key

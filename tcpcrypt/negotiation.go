@@ -1,65 +1,11 @@
 package tcpcrypt
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"slices"
 )
-
-// Options says what to offer and accept. The zero value is what most callers want.
-type Options struct {
-	TEPs  []TEP  // most preferred first; nil means DefaultTEPs
-	AEADs []AEAD // most preferred first; nil means DefaultAEADs
-
-	// PassiveRole makes an active opener send b = 1, so that it plays B in a
-	// simultaneous open. A passive opener always does.
-	PassiveRole bool
-
-	// ApplicationAware is our application-aware bit. RequireApplicationAware turns
-	// encryption off if the peer's is not set (RFC 8547, section 4.3).
-	ApplicationAware, RequireApplicationAware bool
-
-	// Offer is a session to resume when we open, nil for none. The negotiation does
-	// not own it: the caller has claimed it for this connection alone.
-	Offer *Resumable
-
-	// Lookup finds, and claims, the session of which half is the peer's identifier
-	// half when we are opened to. nil, or a nil result, answers with a fresh key
-	// exchange.
-	Lookup func(t TEP, half [IdentifierHalfLen]byte) *Resumable
-
-	// ShortNonce makes the nonce of a resumption shorter than 8 bytes, by as many
-	// bytes. Without a nonce a cloned machine may repeat keys.
-	ShortNonce int
-}
-
-// withDefaults returns o with nil replaced, or why o makes no sense.
-func (o Options) withDefaults() (Options, error) {
-	if o.TEPs == nil {
-		o.TEPs = DefaultTEPs()
-	}
-	if o.AEADs == nil {
-		o.AEADs = DefaultAEADs()
-	}
-	if len(o.TEPs) == 0 || len(o.AEADs) == 0 {
-		return o, errors.New("tcpcrypt: no TEPs or no AEADs in Options")
-	}
-	for i, t := range o.TEPs {
-		if !t.known() || slices.Contains(o.TEPs[:i], t) {
-			return o, fmt.Errorf("tcpcrypt: TEP %v in Options is unknown or there twice", t)
-		}
-	}
-	for i, a := range o.AEADs {
-		if !a.known() || slices.Contains(o.AEADs[:i], a) {
-			return o, fmt.Errorf("tcpcrypt: AEAD %v in Options is unknown or there twice", a)
-		}
-	}
-	if o.ShortNonce < 0 || o.ShortNonce > maxNonceLen {
-		return o, fmt.Errorf("tcpcrypt: ShortNonce is %d, want 0 to %d", o.ShortNonce, maxNonceLen)
-	}
-	return o, nil
-}
 
 // A Negotiation is ENO for one connection. It is not safe for concurrent use.
 //
@@ -102,6 +48,9 @@ func NewNegotiation(o Options, active bool) (*Negotiation, error) {
 	if active {
 		n.offer = o.Offer
 	}
+	if !o.mayResume(n.offer) {
+		n.dropOffer()
+	}
 	return n, nil
 }
 
@@ -111,7 +60,7 @@ func NewNegotiation(o Options, active bool) (*Negotiation, error) {
 func (n *Negotiation) SYNOption(space int) []byte {
 	switch {
 	case n.phase == phaseOffered || n.phase == phaseEncrypted:
-		return n.mine.raw
+		return bytes.Clone(n.mine.raw)
 	case n.phase == phasePlain:
 		return nil
 	case !n.active && !n.heard:
@@ -134,7 +83,7 @@ func (n *Negotiation) SYNOption(space int) []byte {
 		panic("tcpcrypt: our own option is ill-formed: " + err.Error())
 	}
 	n.mine, n.phase = mine, phaseOffered
-	return n.mine.raw
+	return bytes.Clone(n.mine.raw)
 }
 
 // request makes an active opener's option: every TEP, the most preferred last. An
@@ -151,9 +100,6 @@ func (n *Negotiation) request(space int) []byte {
 			subs = append(subs, suboption{glt: byte(t)})
 		}
 	}
-	if n.offer != nil && !slices.Contains(n.o.TEPs, n.offer.tep) {
-		n.offer = nil
-	}
 	if n.offer != nil {
 		subs = append(subs, suboption{glt: byte(n.offer.tep), v: true, data: n.resumptionData(n.offer)})
 	}
@@ -164,7 +110,7 @@ func (n *Negotiation) request(space int) []byte {
 	}
 	if len(raw) > space && n.offer != nil {
 		subs[len(subs)-1] = suboption{glt: byte(n.offer.tep)}
-		n.offer, n.nonce = nil, nil
+		n.dropOffer()
 		raw = buildENO(subs)
 	}
 	if len(raw) > space {
@@ -185,29 +131,48 @@ func (n *Negotiation) answer(space int) []byte {
 		return nil
 	}
 	subs := []suboption{{glt: n.globalBits(true)}, {}}
+	if r := n.lookup(space); r != nil {
+		n.found = r
+		subs[1] = suboption{glt: byte(r.tep), v: true, data: n.resumptionData(r)}
+		return buildENO(subs)
+	}
 	for _, t := range n.o.TEPs {
-		sub, ok := n.peer.find(t)
-		if !ok {
+		if _, ok := n.peer.find(t); !ok {
 			continue
 		}
 		subs[1] = suboption{glt: byte(t)}
-		if sub.resumes() && n.o.Lookup != nil {
-			if r := n.o.Lookup(t, [halfLen]byte(sub.data)); r != nil {
-				n.found = r
-				subs[1].v, subs[1].data = true, n.resumptionData(r)
-				if raw := buildENO(subs); len(raw) <= space {
-					return raw
-				}
-				n.found, n.nonce = nil, nil
-				subs[1] = suboption{glt: byte(t)}
-			}
-		}
 		if raw := buildENO(subs); len(raw) <= space {
 			return raw
 		}
 		return nil
 	}
 	n.disable(ReasonNoCommonTEP)
+	return nil
+}
+
+// lookup returns the session that we resume as the peer offers, nil for none. A
+// session that we know goes before our preference among TEPs (RFC 8548, section 3.5).
+// space is asked first: what Lookup returns is spent.
+func (n *Negotiation) lookup(space int) *Resumable {
+	const shortest = 2 + 1 + 1 + halfLen // kind and length, global suboption, TEP, half
+	if n.o.Lookup == nil || space < shortest+n.nonceLen() {
+		return nil
+	}
+	for _, t := range n.o.TEPs {
+		sub, ok := n.peer.find(t)
+		if !ok || !sub.resumes() {
+			continue
+		}
+		half := [halfLen]byte(sub.data)
+		r := n.o.Lookup(t, half)
+		if r == nil {
+			continue
+		}
+		if _, theirs := r.halves(); n.o.mayResume(r) && r.tep == t && theirs == half {
+			return r
+		}
+		r.Wipe()
+	}
 	return nil
 }
 
@@ -221,9 +186,19 @@ func (n *Negotiation) globalBits(passive bool) (g byte) {
 	return g
 }
 
+func (n *Negotiation) nonceLen() int { return maxNonceLen - n.o.ShortNonce }
+
+// dropOffer gives up resuming what the caller wanted to.
+func (n *Negotiation) dropOffer() {
+	if n.offer != nil {
+		n.offer.Wipe()
+	}
+	n.offer, n.nonce = nil, nil
+}
+
 // resumptionData is our identifier half of r and a fresh nonce.
 func (n *Negotiation) resumptionData(r *Resumable) []byte {
-	n.nonce = make([]byte, maxNonceLen-n.o.ShortNonce)
+	n.nonce = make([]byte, n.nonceLen())
 	rand.Read(n.nonce) // never fails
 	own, _ := r.halves()
 	return append(own[:], n.nonce...)
@@ -253,9 +228,7 @@ func (n *Negotiation) ReceiveSYN(tcpOptions []byte) {
 	if n.active && n.phase == phaseOffered {
 		// Simultaneous open: what cannot work is said in our SYN-ACK already, by
 		// leaving ENO out.
-		if c := n.choose(); !c.ok {
-			n.disable(c.reason)
-		}
+		n.decide()
 	}
 }
 
@@ -270,27 +243,41 @@ func (n *Negotiation) ReceiveACK(tcpOptions []byte, syn bool) {
 		n.disable(ReasonNoENO) // we sent none
 		return
 	}
-	if syn && !n.heard {
-		o, ok := receivedENO(tcpOptions)
-		if !ok {
-			n.disable(ReasonNoENO)
-			return
-		}
-		n.peer, n.heard = o, true
-	} else if _, count := findENO(tcpOptions); !n.heard || count == 0 {
+	switch eno, ok := receivedENO(tcpOptions); {
+	case syn && !n.heard && ok:
+		n.peer, n.heard = eno, true
+	case syn && !n.heard:
+		n.disable(ReasonNoENO)
+		return
+	case syn && ok:
+		// The SYN-ACK of a simultaneous open: what the SYN said counts.
+	case !syn && n.heard && hasENO(tcpOptions):
+	default:
 		n.disable(ReasonStripped)
 		return
 	}
+	if n.decide() {
+		n.phase = phaseEncrypted
+		if !n.chosen.resume {
+			n.Wipe()
+		}
+	}
+}
+
+// decide sets chosen from the two options that crossed, or disables ENO and returns
+// false.
+func (n *Negotiation) decide() bool {
 	c := n.choose()
-	if !c.ok {
+	switch {
+	case !c.ok:
 		n.disable(c.reason)
-		return
-	}
-	if n.o.RequireApplicationAware && n.peer.global()&awareBit == 0 {
+	case n.o.RequireApplicationAware && n.peer.global()&awareBit == 0:
 		n.disable(ReasonPolicy)
-		return
+	default:
+		n.chosen = c
+		return true
 	}
-	n.chosen, n.phase = c, phaseEncrypted
+	return false
 }
 
 func (n *Negotiation) choose() choice {
@@ -299,15 +286,11 @@ func (n *Negotiation) choose() choice {
 		if r == nil || r.tep != t {
 			return false
 		}
+		ours, theirs := a, b
+		if n.mine.global()&passiveBit != 0 {
+			ours, theirs = b, a
+		}
 		own, other := r.halves()
-		theirs := b
-		if n.mine.global()&passiveBit != 0 {
-			theirs = a
-		}
-		ours := a
-		if n.mine.global()&passiveBit != 0 {
-			ours = b
-		}
 		return [halfLen]byte(ours) == own && [halfLen]byte(theirs) == other
 	})
 }
@@ -323,6 +306,15 @@ func (n *Negotiation) resumable() *Resumable {
 func (n *Negotiation) disable(r Reason) {
 	if n.phase != phasePlain {
 		n.phase, n.reason = phasePlain, r
+		n.Wipe()
+	}
+}
+
+// Wipe erases the session secret that came with Offer or from Lookup if it was not
+// used: call it when the connection has ended, decided or not. It may be called twice.
+func (n *Negotiation) Wipe() {
+	if r := n.resumable(); r != nil {
+		r.Wipe()
 	}
 }
 

@@ -144,6 +144,44 @@ func TestSimultaneousOpen(t *testing.T) {
 	wantPlain(t, c, ReasonSameRole)
 }
 
+// TestSimultaneousOpenSYNACK: the SYN-ACK of a simultaneous open is held to the rules of
+// SYN segments, but what it says is not looked at again.
+func TestSimultaneousOpenSYNACK(t *testing.T) {
+	peer := []byte{69, 4, 1, 0x23}
+	for name, tt := range map[string]struct {
+		synack []byte
+		want   Reason
+	}{
+		"same":       {area(peer), ""},
+		"other":      {area([]byte{69, 4, 1, 0x21}), ""},
+		"two":        {area(peer, peer), ReasonStripped},
+		"ill-formed": {area([]byte{69, 4, 0x23, 0x80}), ReasonStripped},
+		"none":       {area(), ReasonStripped},
+	} {
+		n := mustNegotiation(t, Options{}, true)
+		n.SYNOption(20)
+		n.ReceiveSYN(area(peer))
+		n.ReceiveACK(tt.synack, true)
+		if o, ok := n.Outcome(); !ok || o.Encrypted != (tt.want == "") || o.Reason != tt.want || o.Encrypted && o.TEP != Curve25519 {
+			t.Errorf("%s: outcome %+v", name, o)
+		}
+	}
+
+	n := mustNegotiation(t, Options{RequireApplicationAware: true}, true)
+	n.SYNOption(20)
+	n.ReceiveSYN(area(peer))
+	wantPlain(t, n, ReasonPolicy)
+}
+
+func TestOptionIsACopy(t *testing.T) {
+	n := mustNegotiation(t, Options{}, true)
+	first := n.SYNOption(20)
+	clear(first)
+	if got := n.SYNOption(20); !bytes.Equal(got, []byte{69, 4, 0x21, 0x23}) {
+		t.Errorf("the caller changed our option to %x", got)
+	}
+}
+
 func TestApplicationAware(t *testing.T) {
 	a, b := negotiate(t, Options{ApplicationAware: true}, Options{ApplicationAware: true, RequireApplicationAware: true})
 	oa, _ := a.Outcome()

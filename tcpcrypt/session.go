@@ -121,7 +121,8 @@ func (g *generations) owed() int {
 }
 
 // TakeNext gives away ss[i+1], for a later connection to the same peer; nil if it was
-// taken or wiped before.
+// taken or wiped before, or if this session resumed one that was claimed: then the one
+// that it was claimed from has ss[i+1].
 func (s *Session) TakeNext() *Resumable {
 	s.mu.Lock()
 	defer s.mu.Unlock()

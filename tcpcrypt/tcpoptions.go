@@ -42,3 +42,9 @@ func findENO(area []byte) (eno []byte, count int) {
 	}
 	return eno, count
 }
+
+// hasENO is about a segment without SYN, where only presence counts.
+func hasENO(area []byte) bool {
+	_, count := findENO(area)
+	return count > 0
+}
