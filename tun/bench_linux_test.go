@@ -11,6 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// BenchmarkPlainSegments is one connection from another host that sends segments of
+// the MTU's size. Needs root.
+func BenchmarkPlainSegments(b *testing.B) {
+	ns := newNamespace(b)
+	var e *Endpoint
+	var from, to net.Conn
+	ns.do(func() {
+		e = newTestEndpoint(b, openDevice(b, Options{MTU: 1500}), EndpointOptions{})
+		from, to = plainSender(b, newNetstack(b, e, netstack4))
+	})
+	stream(b, from, to)
+	st := e.Stats()
+	b.ReportMetric(float64(st.InPackets)/float64(st.InDelivered), "packets/merged")
+}
+
 // BenchmarkTCP is one connection between netstack and a socket of the kernel through
 // the device: goodput, and the packets it took. The kernel's own TCP over loopback is
 // the peer to compare with. Needs root.

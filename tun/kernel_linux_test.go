@@ -209,6 +209,49 @@ func TestBypassedConnectionNeverReachesNetstack(t *testing.T) {
 	}
 }
 
+// TestPlainSegmentsAreMerged receives from a host that sends segments of the MTU's
+// size, as from a network card without receive offload.
+func TestPlainSegmentsAreMerged(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	d := openDevice(t, Options{MTU: 1500})
+	e := newTestEndpoint(t, d, EndpointOptions{})
+	s := newNetstack(t, e, netstack4)
+	from, to := plainSender(t, s)
+	exchange(t, from, to, 32<<20)
+	exchange(t, to, from, 1<<20)
+	st := e.Stats()
+	t.Logf("%+v", st)
+	checkNoDrops(t, st)
+	if st.InSuperSegments > 100 || st.InPackets < 10000 || st.InDelivered > st.InPackets*9/10 {
+		t.Errorf("%d packets, %d of them super-segments, delivered as %d, want few super-segments, and packets merged",
+			st.InPackets, st.InSuperSegments, st.InDelivered)
+	}
+}
+
+// plainSender returns the ends of a connection between s and another host that sends
+// plain segments only.
+func plainSender(tb testing.TB, s *stack.Stack) (sender, netstack net.Conn) {
+	tb.Helper()
+	peer := newPeer(tb)
+	peer.do(func() {
+		noTSO(tb, "veth-far")
+		dst := net.IPNet{IP: netstack4.AsSlice(), Mask: net.CIDRMask(32, 32)}
+		if err := netlink.RouteAdd(&netlink.Route{Dst: &dst, Gw: net.IPv4(198, 51, 100, 1)}); err != nil {
+			tb.Fatalf("route: %v", err)
+		}
+	})
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/forwarding", []byte("1"), 0); err != nil {
+		tb.Fatal(err)
+	}
+	l := peer.listen(tb, "198.51.100.2:80")
+	netstack, sender = connect(tb, l, func() net.Conn {
+		return netstackDial(tb, s, netip.MustParseAddrPort("198.51.100.2:80"))
+	})
+	return sender, netstack
+}
+
 // viaDevice returns the ends of a connection between this namespace and another; the
 // packets from near to far make a turn through d.
 func viaDevice(t *testing.T, d *Device) (near, far net.Conn) {

@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -10,7 +11,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	refs.SetLeakMode(refs.LeaksPanic)
+	flag.Parse()
+	if flag.Lookup("test.bench").Value.String() == "" { // costs a seventh of the speed
+		refs.SetLeakMode(refs.LeaksPanic)
+	}
 	code := m.Run()
 	if code == 0 {
 		if err := goleak.Find(); err != nil {

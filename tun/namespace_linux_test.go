@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -82,4 +83,25 @@ func (n *namespace) listen(tb testing.TB, addr string) net.Listener {
 	}
 	tb.Cleanup(func() { _ = l.Close() })
 	return l
+}
+
+// noTSO makes the kernel cut super-segments before they reach a link.
+func noTSO(tb testing.TB, link string) {
+	tb.Helper()
+	const ethtoolSetTSO = 0x1f // ETHTOOL_STSO
+	value := struct{ cmd, data uint32 }{ethtoolSetTSO, 0}
+	ifreq := struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}{data: unsafe.Pointer(&value)}
+	copy(ifreq.name[:], link)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq))); errno != 0 {
+		tb.Fatalf("no TSO on %s: %v", link, errno)
+	}
 }
