@@ -95,7 +95,7 @@ func TestProblems(t *testing.T) {
 		"table twice":           {rule + "[crypto]\n[crypto]\n", []string{"f:4: crypto: |exists|"}},
 		"nothing to do":         {"[crypto]\nnonce = 1\n", []string{"f:1: |nothing to do|"}},
 		"unknown table":         {rule + "[cypto]\n", []string{"f:3: cypto: |did you mean crypto?|"}},
-		"unknown key":           {rule + "[interface]\nnmae = 'x'\n", []string{"f:4: interface.nmae: |did you mean name?|"}},
+		"unknown key":           {rule + "[interface]\nnam = 'x'\n", []string{"f:4: interface.nam: |did you mean name?|"}},
 		"unknown key in rule":   {"[[inbound]]\nports = ['1']\ncolour = 1\n", []string{"f:3: inbound[0].colour: |unknown key; one of: ports, policy|"}},
 		"quoted unknown key":    {rule + "'a.b' = 1\n", []string{"f:3: inbound[0].\"a.b\": |unknown key|"}},
 		"wrong type":            {rule + "[interface]\nmtu = '9000'\nname = 3\n", []string{"f:4: interface.mtu: |want a whole number, not a string|", "f:5: interface.name: |want a string, not a number|"}},

@@ -56,10 +56,10 @@ func (f *finder) key(prefix string, e *unstable.Node, array bool) string {
 }
 
 func (f *finder) keyValue(prefix string, e *unstable.Node) {
-	f.value(f.key(prefix, e, false), e.Value(), e)
+	f.value(f.key(prefix, e, false), e.Value())
 }
 
-func (f *finder) value(path string, v, line *unstable.Node) {
+func (f *finder) value(path string, v *unstable.Node) {
 	switch v.Kind {
 	case unstable.Array:
 		i := 0
@@ -74,7 +74,7 @@ func (f *finder) value(path string, v, line *unstable.Node) {
 			} else if l := f.at[path]; l > 0 {
 				f.at[element] = l
 			}
-			f.value(element, n, line)
+			f.value(element, n)
 			i++
 		}
 	case unstable.InlineTable:
