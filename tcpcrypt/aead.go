@@ -27,14 +27,6 @@ func (a AEAD) keyLen() int {
 	return 32
 }
 
-// maxFrames is how many frames one key may protect.
-func (a AEAD) maxFrames() uint64 {
-	if a == ChaCha20Poly1305 {
-		return maxKeyFramesChaCha
-	}
-	return maxKeyFramesGCM
-}
-
 // A trafficKey is k_ab[j] or k_ba[j]: the AEAD and the nonce randomizer NR (RFC 8548,
 // sections 3.3, 3.6).
 type trafficKey struct {

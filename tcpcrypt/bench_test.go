@@ -37,6 +37,24 @@ func BenchmarkSeal(b *testing.B) {
 	}
 }
 
+// BenchmarkSealInPlace is Seal without the copy.
+func BenchmarkSealInPlace(b *testing.B) {
+	for _, aead := range AEADs() {
+		for _, size := range benchSizes {
+			b.Run(fmt.Sprintf("aead=%v/size=%d", aead, size), func(b *testing.B) {
+				s, _ := benchSession(b, aead)
+				dst := make([]byte, 0, size+Overhead)
+				plain := dst[DataOffset : DataOffset+size]
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					_, _ = s.Seal(dst, plain, Flags{})
+				}
+			})
+		}
+	}
+}
+
 func BenchmarkSealAndOpen(b *testing.B) {
 	for _, aead := range AEADs() {
 		for _, size := range benchSizes {

@@ -9,6 +9,9 @@ const (
 	// FrameHeaderLen is the length in bytes of control and clen (RFC 8548, section 4.2).
 	FrameHeaderLen = 3
 
+	// DataOffset is where the data is in a frame without urgent data.
+	DataOffset = FrameHeaderLen + 1
+
 	rekeyBit  = 0x01 // of control
 	finBit    = 0x01 // FINp of flags
 	urgentBit = 0x02 // URGp of flags

@@ -12,6 +12,7 @@ type KeyExchange struct {
 	outcome    Outcome
 	transcript []byte
 	aeads      []AEAD // ours, most preferred first
+	budget     keyBudget
 
 	key   keyPair
 	nonce []byte // N_A or N_B, ours
@@ -132,10 +133,11 @@ func (k *KeyExchange) complete() (out []byte, err error) {
 	clear(es)
 	k.session, err = newSession(sessionParams{
 		secret: prk, tep: k.outcome.TEP, tepByte: k.outcome.TEPByte, aead: aead,
-		role: k.outcome.Role, original: k.outcome.Role,
+		role: k.outcome.Role, original: k.outcome.Role, budget: k.budget,
 		sent: uint64(len(k.sent)), received: uint64(len(k.received)),
 	})
 	k.Wipe()
+	k.transcript, k.sent, k.received = nil, nil, nil // 32 KiB, perhaps, that would live as long as k
 	return out, err
 }
 

@@ -7,14 +7,38 @@ const (
 	// anything.
 	maxInitLen = 16 << 10
 
-	// maxKeyBytes is how much plaintext one traffic key protects before we rekey. It is
-	// far below what any of the AEADs needs, and reached within a minute at 10 Gbit/s.
-	maxKeyBytes = 1 << 36
+	// MaxKeyBytes is how many bytes of plaintext one traffic key protects before the
+	// Sealer rekeys: a minute's worth at 10 Gbit/s. Of AES-GCM's blocks these are 2^32;
+	// an attacker's advantage grows with their square and stays below 2^-60.
+	MaxKeyBytes = 1 << 36
 
-	// maxKeyFramesGCM keeps the advantage of an attacker on AES-GCM, whose bound falls
-	// with the square of the blocks, below 2^-57 even if every frame is full.
-	maxKeyFramesGCM = 1 << 23
+	// MaxKeyFramesGCM is how many frames one key of AES-GCM protects, QUIC's bound
+	// (RFC 9001, section 6.6).
+	MaxKeyFramesGCM = 1 << 23
 
-	// maxKeyFramesChaCha is a bound in name only: 2^36 bytes come first.
-	maxKeyFramesChaCha = 1 << 32
+	// MaxKeyFramesChaCha20Poly1305 is the same for ChaCha20-Poly1305, which needs no
+	// bound within our reach: nearly always MaxKeyBytes comes first.
+	MaxKeyFramesChaCha20Poly1305 = 1 << 32
+
+	// MaxKeySeconds is how long one key should be used. There is no clock here: whoever
+	// has one calls Sealer.Rekey.
+	MaxKeySeconds = 3600
 )
+
+// A keyBudget is how much one traffic key protects.
+type keyBudget struct{ bytes, frames uint64 }
+
+// budget is the most that a key of a may protect, lowered to what is not 0 in lower.
+func (a AEAD) budget(lower keyBudget) keyBudget {
+	b := keyBudget{MaxKeyBytes, MaxKeyFramesGCM}
+	if a == ChaCha20Poly1305 {
+		b.frames = MaxKeyFramesChaCha20Poly1305
+	}
+	if lower.bytes != 0 {
+		b.bytes = min(b.bytes, lower.bytes)
+	}
+	if lower.frames != 0 {
+		b.frames = min(b.frames, lower.frames)
+	}
+	return b
+}

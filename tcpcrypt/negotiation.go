@@ -363,7 +363,12 @@ func (n *Negotiation) KeyExchange() (*KeyExchange, error) {
 	if !o.Encrypted || o.Resumed {
 		return nil, errNotEncrypted
 	}
-	return newKeyExchange(o, n.transcript(), n.o.AEADs)
+	k, err := newKeyExchange(o, n.transcript(), n.o.AEADs)
+	if err != nil {
+		return nil, err
+	}
+	k.budget = n.o.budget()
+	return k, nil
 }
 
 // ResumedSession returns the session that a negotiation with Outcome.Resumed agreed
@@ -383,5 +388,5 @@ func (n *Negotiation) ResumedSession() (*Session, error) {
 	if r.role == RoleB {
 		sn = slices.Concat(theirs, n.nonce)
 	}
-	return r.resume(o, sn)
+	return r.resume(o, sn, n.o.budget())
 }

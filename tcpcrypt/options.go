@@ -30,6 +30,10 @@ type Options struct {
 	// nil, or a nil result, answers with a fresh key exchange.
 	Lookup func(t TEP, half [IdentifierHalfLen]byte) *Resumable
 
+	// MaxKeyBytes and MaxKeyFrames lower what one traffic key of ours protects before
+	// we rekey. 0, and more than the constants of these names, means those.
+	MaxKeyBytes, MaxKeyFrames uint64
+
 	// ShortNonce makes the nonce of a resumption shorter than 8 bytes, by as many
 	// bytes. Without a nonce a cloned machine may repeat keys.
 	ShortNonce int
@@ -62,6 +66,8 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	return o, nil
 }
+
+func (o Options) budget() keyBudget { return keyBudget{o.MaxKeyBytes, o.MaxKeyFrames} }
 
 // mayResume reports whether o allows what r brings with it.
 func (o Options) mayResume(r *Resumable) bool {

@@ -2,6 +2,7 @@ package tcpcrypt
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 )
 
@@ -43,7 +44,7 @@ func TestEmptyFramesDoNotRunAhead(t *testing.T) {
 	if got := pass(t, a, b, nil, Flags{}); got.Rekeyed {
 		t.Error("rekeyed again with an empty frame")
 	}
-	a.sealer.frames = a.aead.maxFrames()
+	a.sealer.used.frames = MaxKeyFramesGCM
 	if got := pass(t, a, b, nil, Flags{}); got.Rekeyed {
 		t.Error("rekeyed again with an empty frame, for the budget")
 	}
@@ -129,23 +130,46 @@ func TestNothingIsOwedAfterFIN(t *testing.T) {
 
 // TestBudgets: a key that has done its work is replaced without being asked.
 func TestBudgets(t *testing.T) {
+	frames := map[AEAD]uint64{AES128GCM: 1 << 23, AES256GCM: 1 << 23, ChaCha20Poly1305: 1 << 32}
 	for _, aead := range AEADs() {
 		a, b := sessions(t, Options{AEADs: []AEAD{aead}}, Options{AEADs: []AEAD{aead}}, 1000)
 		pass(t, a, b, nil, Flags{})
-		a.sealer.frames = aead.maxFrames() - 1
+		a.sealer.used.frames = frames[aead] - 1
 		if got := pass(t, a, b, nil, Flags{}); got.Rekeyed {
 			t.Errorf("%v: rekeyed one frame early", aead)
 		}
 		if got := pass(t, a, b, nil, Flags{}); !got.Rekeyed {
 			t.Errorf("%v: not rekeyed after its frames", aead)
 		}
-		a.sealer.bytes = maxKeyBytes - 10
+		a.sealer.used.bytes = MaxKeyBytes - 10
 		if got := pass(t, a, b, make([]byte, 9), Flags{}); got.Rekeyed {
 			t.Errorf("%v: rekeyed too early", aead)
 		}
 		if got := pass(t, a, b, []byte("x"), Flags{}); !got.Rekeyed {
 			t.Errorf("%v: not rekeyed after its bytes", aead)
 		}
+	}
+}
+
+// TestLowerBudgets come with the options, and go no higher than ours.
+func TestLowerBudgets(t *testing.T) {
+	high := Options{MaxKeyBytes: 1 << 40, MaxKeyFrames: 1 << 40}
+	a, b := sessions(t, Options{MaxKeyBytes: 1000, MaxKeyFrames: 3}, high, 1000)
+	if b.sealer.budget != (keyBudget{MaxKeyBytes, MaxKeyFramesGCM}) {
+		t.Errorf("budget %+v", b.sealer.budget)
+	}
+	var got []bool
+	for _, size := range []int{1, 1, 1, 1, 900, 99, 1} {
+		got = append(got, pass(t, a, b, make([]byte, size), Flags{}).Rekeyed)
+	}
+	// Four frames are one too many; 2 + 901 and 100 bytes, flags included, are too.
+	if want := []bool{false, false, false, true, false, true, false}; !slices.Equal(got, want) {
+		t.Errorf("rekeyed %v, want %v", got, want)
+	}
+	na, _ := negotiate(t, Options{Offer: a.TakeNext(), MaxKeyFrames: 7}, Options{Lookup: lookupOf(b.TakeNext())})
+	s, err := na.ResumedSession()
+	if err != nil || s.sealer.budget.frames != 7 {
+		t.Errorf("resumed: %v, %v", s, err)
 	}
 }
 
@@ -179,6 +203,25 @@ func TestOffsetDoesNotWrap(t *testing.T) {
 	a.sealer.offset = 1<<64 - 10
 	if _, err := a.Sealer().Seal(nil, nil, Flags{}); err == nil {
 		t.Error("sealed beyond the last offset")
+	}
+}
+
+// TestSealInPlace: data that is where the frame has it makes the same frame.
+func TestSealInPlace(t *testing.T) {
+	for _, aead := range AEADs() {
+		o := Options{AEADs: []AEAD{aead}}
+		a, b := sessions(t, o, o, 1000)
+		data := bytes.Repeat([]byte("data"), 1000)
+		buf := make([]byte, 5, 5+len(data)+Overhead)
+		plain := buf[5+DataOffset : 5+DataOffset+len(data)]
+		copy(plain, data)
+		out, err := a.Sealer().Seal(buf, plain, Flags{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.Opener().Open(out[5:]); err != nil || !bytes.Equal(got.Data, data) {
+			t.Errorf("%v: %v", aead, err)
+		}
 	}
 }
 

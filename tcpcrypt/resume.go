@@ -115,7 +115,7 @@ func (r *Resumable) Wipe() {
 }
 
 // resume spends r on a connection.
-func (r *Resumable) resume(o Outcome, sn []byte) (*Session, error) {
+func (r *Resumable) resume(o Outcome, sn []byte, budget keyBudget) (*Session, error) {
 	if r.secret == nil {
 		return nil, errors.New("tcpcrypt: this session secret was used before")
 	}
@@ -123,7 +123,7 @@ func (r *Resumable) resume(o Outcome, sn []byte) (*Session, error) {
 	r.secret = nil
 	s, err := newSession(sessionParams{
 		secret: ss, index: r.index, sn: sn, tep: o.TEP, tepByte: o.TEPByte, aead: r.aead,
-		role: o.Role, original: r.role,
+		role: o.Role, original: r.role, budget: budget,
 	})
 	if err == nil && r.claimed {
 		s.TakeNext().Wipe()

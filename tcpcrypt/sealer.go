@@ -28,12 +28,12 @@ type Sealer struct {
 	err    error  // the first fatal error sticks
 
 	initiate atomic.Bool // Rekey was called
-	frames   uint64      // under key
-	bytes    uint64
+	budget   keyBudget   // of each key
+	used     keyBudget   // of key's
 }
 
 func newSealer(g *generations, mk *secret, a AEAD, role Role, offset uint64) (*Sealer, error) {
-	s := &Sealer{gen: g, aead: a, role: role, mk: new(secret), offset: offset}
+	s := &Sealer{gen: g, aead: a, role: role, mk: new(secret), offset: offset, budget: a.budget(keyBudget{})}
 	s.mk.b = mk.b
 	var err error
 	s.key, err = mk.trafficKey(a, role)
@@ -52,8 +52,12 @@ func (s *Sealer) Rekey() { s.initiate.Store(true) }
 
 // Seal appends one frame with plain, which may be empty, to dst. It allocates nothing
 // if dst has room for len(plain) + Overhead (+ 2 with urgent data) bytes, but for the
-// keys of a rekeying. plain is borrowed and must not overlap dst's spare room. A
-// failure leaves dst as it was.
+// keys of a rekeying. plain is borrowed; it must not overlap dst's spare room, unless it
+// lies exactly where the frame has its data, DataOffset bytes behind dst's end (+ 2 with
+// urgent data), which saves a copy. A failure leaves dst as it was.
+//
+//	dst: | len(dst) | control clen | flags | plain | tag |
+//	                0              3       4 = DataOffset
 func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
 	if s.err != nil {
 		return dst, s.err
@@ -79,8 +83,8 @@ func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
 	}
 	nonce := s.key.nonceAt(s.offset)
 	s.offset = next // before sealing: a failure may skip a nonce, never use one twice
-	s.frames++
-	s.bytes += uint64(n)
+	s.used.frames++
+	s.used.bytes += uint64(n)
 
 	start := len(dst)
 	out := h.append(dst)
@@ -111,7 +115,7 @@ func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
 // section 3.8): else two hosts could drive each other on for ever.
 func (s *Sealer) mustRekey(n int, empty bool) bool {
 	if s.gen.owed() == 0 {
-		spent := s.frames >= s.aead.maxFrames() || s.bytes+uint64(n) > maxKeyBytes
+		spent := s.used.frames >= s.budget.frames || s.used.bytes+uint64(n) > s.budget.bytes
 		ahead := s.gen.local.Load() > s.gen.remote.Load()
 		if !spent && !s.initiate.Load() || empty && ahead {
 			return false
@@ -130,7 +134,7 @@ func (s *Sealer) rekey() error {
 	}
 	s.mk.wipe()
 	s.key.wipe()
-	s.mk, s.key, s.frames, s.bytes = mk, key, 0, 0
+	s.mk, s.key, s.used = mk, key, keyBudget{}
 	s.gen.local.Add(1)
 	return nil
 }

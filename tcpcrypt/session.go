@@ -48,9 +48,10 @@ type sessionParams struct {
 	tep            TEP
 	tepByte        byte
 	aead           AEAD
-	role           Role // in this connection
-	original       Role // in the session that secret comes from
-	sent, received uint64
+	role           Role      // in this connection
+	original       Role      // in the session that secret comes from
+	budget         keyBudget // lowers the AEAD's
+	sent, received uint64    // length of the Init messages
 }
 
 // newSession derives all that follows from ss[i], and erases it.
@@ -70,6 +71,7 @@ func newSession(p sessionParams) (*Session, error) {
 	if s.sealer, err = newSealer(&s.gen, mk, p.aead, p.original, p.sent); err != nil {
 		return nil, err
 	}
+	s.sealer.budget = p.aead.budget(p.budget)
 	if s.opener, err = newOpener(&s.gen, mk, p.aead, peer, p.received); err != nil {
 		return nil, err
 	}
