@@ -6,7 +6,9 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"time"
 
+	mdl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -49,7 +51,7 @@ func (k *kernel) linkChanges(l netlink.Link, c Config) []change {
 		addr := hostAddress(v, f.host)
 		cs = append(cs, change{
 			what: fmt.Sprintf("give %s the address %v", name, f.host),
-			do:   func() error { return k.nl.AddrAdd(l, addr) },
+			do:   func() error { return k.addAddress(l, addr) },
 			undo: func() error { return unlessGone(k.nl.AddrDel(l, addr)) },
 		})
 		toStack := &netlink.Route{LinkIndex: index, Dst: ipNet(single(f.stack)), Table: unix.RT_TABLE_MAIN, Protocol: protocol, Family: afOf(v)}
@@ -69,6 +71,39 @@ func (k *kernel) routeChange(what string, r *netlink.Route) change {
 		what: what,
 		do:   func() error { return k.nl.RouteAdd(r) },
 		undo: func() error { return unlessGone(k.nl.RouteDel(r)) },
+	}
+}
+
+// addressPatience bounds how long an IPv6 address may take to be one.
+const addressPatience = 5 * time.Second
+
+// addAddress returns when packets to the address are delivered. The kernel makes the
+// local route of an IPv6 address some time after it has said yes, also without
+// duplicate address detection; until then they would go back out of the device.
+func (k *kernel) addAddress(l netlink.Link, a *netlink.Addr) (err error) {
+	if a.IP.To4() != nil {
+		return k.nl.AddrAdd(l, a)
+	}
+	const routes = 11 // RTNLGRP_IPV6_ROUTE
+	news, err := mdl.Dial(unix.NETLINK_ROUTE, &mdl.Config{Groups: 1 << (routes - 1)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, news.Close()) }()
+	if err := news.SetReadDeadline(time.Now().Add(addressPatience)); err != nil {
+		return err
+	}
+	if err := k.nl.AddrAdd(l, a); err != nil {
+		return err
+	}
+	for {
+		rs, err := k.nl.RouteGet(a.IP)
+		if err == nil && len(rs) > 0 && rs[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if _, err := news.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return errors.Join(err, unlessGone(k.nl.AddrDel(l, a)))
+		}
 	}
 }
 
