@@ -52,14 +52,14 @@ func TestKernelAndNetstackExchangeSuperSegments(t *testing.T) {
 			d := openDevice(t, Options{MTU: mtu})
 			e := newTestEndpoint(t, d, EndpointOptions{})
 			s := newNetstack(t, e, netstack4, netstack6)
-			exchangeAll(t, s, 64<<20)
+			exchangeAll(t, s, 32<<20)
 			st := e.Stats()
 			t.Logf("%+v", st)
 			checkNoDrops(t, st)
 			if st.Fallbacks != 0 || st.OutSegments != 0 {
 				t.Errorf("%d fall-backs to %d segments, want none", st.Fallbacks, st.OutSegments)
 			}
-			// 256 MiB each way. At an MTU of 64 KiB a plain segment is as large as a super-
+			// 128 MiB each way. At an MTU of 64 KiB a plain segment is as large as a super-
 			// segment, so count those only where there is a difference.
 			if perPacket := st.OutBytes / st.OutPackets; perPacket < 4096 {
 				t.Errorf("%d bytes per packet written, want large ones", perPacket)
@@ -67,8 +67,8 @@ func TestKernelAndNetstackExchangeSuperSegments(t *testing.T) {
 			if perPacket := st.InBytes / st.InPackets; perPacket < 4096 {
 				t.Errorf("%d bytes per packet read, want large ones", perPacket)
 			}
-			if mtu == 1500 && (st.InSuperSegments < 1000 || st.OutSuperSegments < 1000) {
-				t.Errorf("%d super-segments read and %d written, want thousands", st.InSuperSegments, st.OutSuperSegments)
+			if mtu == 1500 && (st.InSuperSegments < 500 || st.OutSuperSegments < 500) {
+				t.Errorf("%d super-segments read and %d written, want many", st.InSuperSegments, st.OutSuperSegments)
 			}
 			retransmits := s.Stats().TCP.Retransmits.Value()
 			if bad := s.Stats().TCP.ChecksumErrors.Value(); bad != 0 || retransmits > 100 {

@@ -31,10 +31,10 @@ func TestPipeJoinsTwoStacks(t *testing.T) {
 		o    PipeOptions
 	}{
 		{"plain", 1500, 4 << 20, PipeOptions{}},
-		{"gso", 65535, 64 << 20, PipeOptions{GSO: true}},
-		{"gso, small mtu", 1500, 64 << 20, PipeOptions{GSO: true}},
-		{"gso, hook", 1500, 16 << 20, PipeOptions{GSO: true, AToB: func(p []byte) [][]byte { return [][]byte{p} }}},
-		{"gso, checksums kept", 1500, 16 << 20, PipeOptions{GSO: true, KeepChecksums: true, AToB: func(p []byte) [][]byte { return [][]byte{p} }}},
+		{"gso", 65535, 16 << 20, PipeOptions{GSO: true}},
+		{"gso, small mtu", 1500, 16 << 20, PipeOptions{GSO: true}},
+		{"gso, hook", 1500, 4 << 20, PipeOptions{GSO: true, AToB: func(p []byte) [][]byte { return [][]byte{p} }}},
+		{"gso, checksums kept", 1500, 4 << 20, PipeOptions{GSO: true, KeepChecksums: true, AToB: func(p []byte) [][]byte { return [][]byte{p} }}},
 		{"loss", 1500, 1 << 20, PipeOptions{AToB: func(p []byte) [][]byte {
 			if rng.IntN(200) == 0 {
 				return nil
