@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
@@ -33,6 +34,7 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 		s.notAccepted(c, p.neg)
 		return
 	}
+	s.syns.prove(p)
 	c.wire.ep = ep
 	if !s.deliver(c, p) {
 		c.wire.close(true)
@@ -48,13 +50,17 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 // handshake answers r's SYN and returns the endpoint when the handshake is complete.
 func (s *Stack) handshake(r *tcp.ForwarderRequest, l *leg) (tcpip.Endpoint, tcpip.Error) {
 	id := r.ID()
-	timer := time.AfterFunc(handshakeTime, func() {
-		if ep := s.net.FindTransportEndpoint(networkProtocol(toAddr(id.RemoteAddress)), tcp.ProtocolNumber, id, 0); ep != nil {
-			ep.Abort()
-		}
-	})
+	timer := time.AfterFunc(handshakeTime, func() { s.abortHandshake(id) })
 	defer timer.Stop()
 	return r.CreateEndpoint(&l.queue)
+}
+
+// abortHandshake ends the handshake with this tuple.
+func (s *Stack) abortHandshake(id nstack.TransportEndpointID) {
+	netProto := networkProtocol(toAddr(id.RemoteAddress))
+	if ep := s.net.FindTransportEndpoint(netProto, tcp.ProtocolNumber, id, 0); ep != nil {
+		ep.Abort()
+	}
 }
 
 // notAccepted ends c, of which TCP made no connection.

@@ -10,7 +10,8 @@ const (
 	// maxDialsPerDst keeps one dead destination from taking all of maxDials.
 	maxDialsPerDst = 1024
 	// maxHalfOpen bounds inbound SYNs being answered: a forged SYN costs the sender nothing
-	// and us an endpoint until its SYN-ACKs have gone unanswered.
+	// and us an endpoint until its SYN-ACKs have gone unanswered. Beyond it the oldest goes;
+	// twice as many are the end.
 	maxHalfOpen = 2048
 	// maxFlows bounds the tuples that pass in clear; 100 bytes or so each.
 	maxFlows = 65536

@@ -172,19 +172,44 @@ func TestUnknownAndRequireExistingAreReset(t *testing.T) {
 	}
 }
 
+// Forged SYNs do not keep honest ones out.
+func TestForgedSYNsAreEvicted(t *testing.T) {
+	l := newLAN(t)
+	a, b := l.addHost(t), l.addHost(t)
+	b.startRelay(t, Options{Inbound: anyInbound, Limits: Limits{HalfOpen: 4}}, 80)
+	b.serve(t, b.h4, 80, echo)
+	for i := range 8 {
+		forged := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 1000)
+		deliver(b.tunLink, segment(forged, netip.AddrPortFrom(b.s4, 80), header.TCPFlagSyn))
+		waitFor(t, "it is answered or dropped", func() bool {
+			return len(b.relay.Conns(false))+int(b.relay.Counters().Dropped) > i
+		})
+	}
+	if got := b.relay.Counters().Dropped; got != 4 {
+		t.Errorf("%d of 8 forged SYNs have gone, want all but the limit of 4", got)
+	}
+	if got := exchange(t, a.mustDial(t, netip.AddrPortFrom(b.addr4, 80)), []byte("x")); string(got) != "x" {
+		t.Errorf("%q came back", got)
+	}
+}
+
+// segment is a TCP segment without data in an IPv4 packet.
+func segment(src, dst netip.AddrPort, flags header.TCPFlags) []byte {
+	b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
+	ip := header.IPv4(b)
+	ip.Encode(&header.IPv4Fields{
+		TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(header.TCPProtocolNumber),
+		SrcAddr: fromAddr(src.Addr()), DstAddr: fromAddr(dst.Addr()),
+	})
+	ip.SetChecksum(^ip.CalculateChecksum())
+	header.TCP(b[header.IPv4MinimumSize:]).Encode(&header.TCPFields{
+		SrcPort: src.Port(), DstPort: dst.Port(), Flags: flags, DataOffset: header.TCPMinimumSize,
+	})
+	return b
+}
+
 func TestFlowEnds(t *testing.T) {
 	src, dst := netip.MustParseAddrPort("203.0.113.1:4000"), netip.MustParseAddrPort("203.0.113.2:80")
-	segment := func(flags header.TCPFlags) []byte {
-		b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize)
-		header.IPv4(b).Encode(&header.IPv4Fields{
-			TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(header.TCPProtocolNumber),
-			SrcAddr: fromAddr(src.Addr()), DstAddr: fromAddr(dst.Addr()),
-		})
-		header.TCP(b[header.IPv4MinimumSize:]).Encode(&header.TCPFields{
-			SrcPort: src.Port(), DstPort: dst.Port(), Flags: flags, DataOffset: header.TCPMinimumSize,
-		})
-		return b
-	}
 	for _, tt := range []struct {
 		name string
 		then header.TCPFlags
@@ -200,10 +225,10 @@ func TestFlowEnds(t *testing.T) {
 			var ft flowTable
 			ft.init(10, []Flow{{Src: src, Dst: dst}})
 			defer ft.close()
-			if got := ft.bypass(segment(tt.then)); got != tt.pass {
+			if got := ft.bypass(segment(src, dst, tt.then)); got != tt.pass {
 				t.Errorf("bypass(%v) = %v, want %v", tt.then, got, tt.pass)
 			}
-			if got := ft.bypass(segment(header.TCPFlagAck)); got != tt.keep {
+			if got := ft.bypass(segment(src, dst, header.TCPFlagAck)); got != tt.keep {
 				t.Errorf("afterwards bypass(ACK) = %v, want %v", got, tt.keep)
 			}
 		})

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,8 +23,9 @@ type pending struct {
 	icmp chan icmpError // room for one; what a router says of our SYN
 
 	// Guarded by synTable.mu.
-	last time.Time     // when the SYN was seen last
-	gap  time.Duration // between the last two; zero: seen once
+	last   time.Time     // when the SYN was seen last
+	gap    time.Duration // between the last two; zero: seen once
+	proved bool          // inbound: the handshake is complete, so the remote is there
 }
 
 // A dstDials is the pending dials to one address and port.
@@ -46,6 +48,7 @@ type synTable struct {
 	pending  map[nstack.TransportEndpointID]*pending
 	dials    int
 	halfOpen int
+	inbound  []*pending // oldest first; some are not pending any more
 	byDst    map[netip.AddrPort]*dstDials
 }
 
@@ -88,10 +91,11 @@ func (t *synTable) add(p *pending, now time.Time, started func()) admission {
 		return repeated
 	}
 	if p.dir == Inbound {
-		if t.halfOpen >= t.limits.HalfOpen {
+		if t.halfOpen >= 2*t.limits.HalfOpen {
 			return full
 		}
 		t.halfOpen++
+		t.inbound = append(t.inbound, p)
 	} else {
 		d := t.byDst[p.dst]
 		if t.dials >= t.limits.Dials || d != nil && d.n >= t.limits.DialsPerDst {
@@ -110,6 +114,29 @@ func (t *synTable) add(p *pending, now time.Time, started func()) admission {
 	return admitted
 }
 
+// victim returns the oldest inbound one whose remote has proved nothing, if there are
+// more than the limit: under a flood of forged SYNs those of honest remotes, which are
+// complete after one round trip, get through. nil if none is to go.
+func (t *synTable) victim() *pending {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.halfOpen > t.limits.HalfOpen && len(t.inbound) > 0 {
+		p := t.inbound[0]
+		t.inbound = t.inbound[1:]
+		if t.pending[p.id] == p && !p.proved {
+			return p
+		}
+	}
+	return nil
+}
+
+// prove notes that p's handshake is complete.
+func (t *synTable) prove(p *pending) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.proved = true
+}
+
 // get returns the pending with this tuple, nil if there is none.
 func (t *synTable) get(id nstack.TransportEndpointID) *pending {
 	t.mu.Lock()
@@ -123,7 +150,9 @@ func (t *synTable) remove(p *pending, port uint16) {
 	defer t.mu.Unlock()
 	delete(t.pending, p.id)
 	if p.dir == Inbound {
-		t.halfOpen--
+		if t.halfOpen--; t.halfOpen == 0 || len(t.inbound) > 4*t.limits.HalfOpen {
+			t.inbound = slices.DeleteFunc(t.inbound, func(p *pending) bool { return t.pending[p.id] != p })
+		}
 		return
 	}
 	t.dials--
@@ -224,6 +253,10 @@ func (s *Stack) handleUnmatched(id nstack.TransportEndpointID, pkt *nstack.Packe
 		s.overLimit(p, pkt)
 		return true
 	case admitted:
+	}
+	if v := s.syns.victim(); v != nil {
+		s.counters.dropped.Add(1)
+		s.abortHandshake(v.id)
 	}
 	// The forwarder starts p's handler unless the segment is malformed: its own limit is
 	// above ours, and it knows no tuple that we do not.
