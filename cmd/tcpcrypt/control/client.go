@@ -89,7 +89,7 @@ func (c *Client) get(ctx context.Context, path string, reply any) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", c.socket(), cause(err))
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // only read
 	if resp.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // it is only a text
 		return fmt.Errorf("%s: %s: %s", c.socket(), resp.Status, strings.TrimSpace(string(said)))
