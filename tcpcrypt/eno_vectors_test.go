@@ -163,6 +163,71 @@ func TestVectorsNegotiate(t *testing.T) {
 	}
 }
 
+// TestVectorsNegotiateEndToEnd gives the options to a Negotiation that has sent the one
+// and receives the other, at either end, in a TCP header as it comes.
+func TestVectorsNegotiateEndToEnd(t *testing.T) {
+	v := readENO(t)
+	// The vectors give an identifier without the secret that it comes from: one of
+	// ours stands in for it.
+	var known secret
+	resume := map[Role]*Resumable{}
+	for _, role := range []Role{RoleA, RoleB} {
+		resume[role] = &Resumable{secret: &known, tep: TEP(unhexInt(t, v.ResumeTEP)), role: role}
+	}
+	ours, theirs := known.identifier(), unhex(t, v.ResumeID)
+	option := func(hex string) []byte {
+		b := bytes.ReplaceAll(unhex(t, hex), theirs[:halfLen], ours[:halfLen])
+		return bytes.ReplaceAll(b, theirs[halfLen:], ours[halfLen:])
+	}
+	reasons := map[string]Reason{"no-common-tep": ReasonNoCommonTEP, "same-role": ReasonSameRole,
+		"not-application-aware": ReasonPolicy, "no-option": ReasonNoENO, "ill-formed": ReasonNoENO}
+	for _, vec := range v.Negotiate {
+		for _, end := range []struct {
+			name       string
+			mine, peer *string
+			require    bool
+			role       int
+		}{{"1", vec.Option1, vec.Option2, vec.RequireAware1, 1}, {"2", vec.Option2, vec.Option1, vec.RequireAware2, 2}} {
+			t.Run(vec.Name+"/"+end.name, func(t *testing.T) {
+				if end.mine == nil {
+					return // this end has nothing to negotiate with
+				}
+				mine, err := parseENO(option(*end.mine))
+				if err != nil {
+					return // nor this one: we never send such
+				}
+				n := &Negotiation{o: Options{RequireApplicationAware: end.require}, active: true, phase: phaseOffered, mine: mine}
+				for _, r := range resume {
+					own, _ := r.halves()
+					if sub, ok := mine.find(r.tep); ok && sub.resumes() && own == [halfLen]byte(sub.data) {
+						n.offer = &Resumable{secret: new(secret), tep: r.tep, role: r.role} // known is all zero
+					}
+				}
+				opts := area()
+				if end.peer != nil {
+					opts = area(option(*end.peer))
+				}
+				n.ReceiveACK(opts, true)
+				o, ok := n.Outcome()
+				if !ok {
+					t.Fatal("not decided")
+				}
+				// A demand of the peer's is not ours to see.
+				if vec.Reason == "not-application-aware" && !end.require {
+					return
+				}
+				if o.Encrypted != vec.Enabled || o.Encrypted == (o.Reason != "") || !vec.Enabled && o.Reason != reasons[vec.Reason] {
+					t.Fatalf("outcome %+v, want enabled %v, %q", o, vec.Enabled, vec.Reason)
+				}
+				if vec.Enabled && ((o.Role == RoleA) != (vec.AIs == end.role) || o.TEP != TEP(unhexInt(t, vec.TEP)) ||
+					o.TEPByte != byte(unhexInt(t, vec.TEPByte)) || o.Resumed != (vec.Mode == "resume")) {
+					t.Errorf("outcome %+v, want A %d, TEP %s, byte %s, %s", o, vec.AIs, vec.TEP, vec.TEPByte, vec.Mode)
+				}
+			})
+		}
+	}
+}
+
 func TestVectorsInit(t *testing.T) {
 	v := readENO(t)
 	if len(v.Init) != 93 {

@@ -156,3 +156,177 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// FuzzPlaintext is about what only the true peer can send: any control byte and any
+// plaintext, sealed well.
+func FuzzPlaintext(f *testing.F) {
+	f.Add(byte(0), []byte{0})
+	f.Add(byte(0xfe), []byte{0xff, 0, 1, 'x'})
+	f.Add(byte(1), []byte{2, 0})
+	f.Fuzz(func(t *testing.T, control byte, plain []byte) {
+		if len(plain) > maxClen-tagLen {
+			return
+		}
+		mk := &secret{b: [keyLen]byte{7}}
+		gen := new(generations)
+		o, err := newOpener(gen, mk, ChaCha20Poly1305, RoleB, 99)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rekeyed := control&rekeyBit != 0
+		if rekeyed {
+			mk = mk.masterKey(nil)
+		}
+		key, err := mk.trafficKey(ChaCha20Poly1305, RoleB)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clen := len(plain) + tagLen
+		frame := []byte{control, byte(clen >> 8), byte(clen)}
+		frame = key.aead.Seal(frame, key.nonceAt(99), plain, frame)
+
+		got, err := o.Open(frame)
+		flags, data := byte(0), plain
+		if len(plain) > 0 {
+			flags, data = plain[0], plain[1:]
+		}
+		urgent := flags&urgentBit != 0
+		if len(plain) == 0 || urgent && len(data) < 2 {
+			if !errors.Is(err, ErrMalformed) || got.Data != nil || o.EndOfStream() == nil {
+				t.Fatalf("Open(%x) = %+v, %v", plain, got, err)
+			}
+			return
+		}
+		if urgent {
+			if want := uint16(data[0])<<8 | uint16(data[1]); got.Urgent != want {
+				t.Fatalf("Open(%x): urgent %d, want %d", plain, got.Urgent, want)
+			}
+			data = data[2:]
+		}
+		fin := flags&finBit != 0
+		if err != nil || !bytes.Equal(got.Data, data) || got.FIN != fin || got.HasUrgent != urgent || got.Rekeyed != rekeyed {
+			t.Fatalf("control %#x, Open(%x) = %+v, %v", control, plain, got, err)
+		}
+		if remote := gen.remote.Load(); remote > 1 || remote == 1 != rekeyed {
+			t.Fatalf("remote generation %d, rekeyed %v", remote, rekeyed)
+		}
+		if (o.EndOfStream() == nil) != fin {
+			t.Fatalf("FINp %v, the stream ended: %v", fin, o.EndOfStream())
+		}
+	})
+}
+
+// FuzzConversation runs the two ends of a session against each other, each byte of
+// script an event: who, and whether it sends, rekeys, ends, or receives.
+func FuzzConversation(f *testing.F) {
+	f.Add([]byte{0x00, 0x10, 0x04, 0x14})             // each sends, each receives
+	f.Add([]byte{0x01, 0x00, 0x14, 0x10, 0x04})       // one rekeys
+	f.Add([]byte{0x01, 0x11, 0x00, 0x10, 0x04, 0x14}) // both at once
+	f.Add([]byte{0x01, 0x00, 0x12, 0x14, 0x02, 0x04}) // one after the other's end
+	f.Fuzz(func(t *testing.T, script []byte) {
+		if len(script) > 200 {
+			return
+		}
+		ends := newConversation(t)
+		for i, b := range script {
+			from, to := ends[b>>4&1], ends[b>>4&1^1]
+			switch b & 7 {
+			case 0, 5:
+				from.send(t, to, bytes.Repeat([]byte{byte(i)}, i%7), false)
+			case 1:
+				from.sealer.Rekey()
+			case 2:
+				from.send(t, to, []byte("end"), true)
+			case 3:
+				from.send(t, to, nil, false)
+			default:
+				from.receive(t)
+			}
+		}
+		// All is delivered, and what is owed then is paid, until nothing moves.
+		for moved := true; moved; {
+			moved = false
+			for i, e := range ends {
+				for len(e.inbox) > 0 {
+					e.receive(t)
+					moved = true
+				}
+				for e.gen.owed() > 0 {
+					e.send(t, ends[i^1], nil, false)
+					moved = true
+				}
+			}
+		}
+		for i, e := range ends {
+			peer := ends[i^1]
+			if !bytes.Equal(e.got, peer.sent) || (e.opener.EndOfStream() == nil) != peer.ended {
+				t.Fatalf("%d got %x of %x, end of stream: %v", i, e.got, peer.sent, e.opener.EndOfStream())
+			}
+			if e.gen.remote.Load() != peer.gen.local.Load() {
+				t.Fatalf("%d is at remote generation %d, its peer at %d", i, e.gen.remote.Load(), peer.gen.local.Load())
+			}
+			if !e.ended && e.gen.local.Load() < e.gen.remote.Load() {
+				t.Fatalf("%d owes still", i)
+			}
+		}
+	})
+}
+
+// A conversationEnd is one end, and the frames on their way to it.
+type conversationEnd struct {
+	gen       generations
+	sealer    *Sealer
+	opener    *Opener
+	inbox     [][]byte
+	sent, got []byte
+	ended     bool
+}
+
+func newConversation(t *testing.T) (ends [2]*conversationEnd) {
+	t.Helper()
+	mk := &secret{b: [keyLen]byte{9}}
+	for i, role := range []Role{RoleA, RoleB} {
+		e := new(conversationEnd)
+		var err1, err2 error
+		e.sealer, err1 = newSealer(&e.gen, mk, AES128GCM, role, 10)
+		e.opener, err2 = newOpener(&e.gen, mk, AES128GCM, RoleB-role, 10)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		ends[i] = e
+	}
+	return ends
+}
+
+func (e *conversationEnd) send(t *testing.T, to *conversationEnd, data []byte, last bool) {
+	t.Helper()
+	ahead := e.gen.local.Load() > e.gen.remote.Load()
+	was := e.gen.local.Load()
+	frame, err := e.sealer.Seal(nil, data, Flags{FIN: last})
+	if e.ended {
+		if !errors.Is(err, ErrFINSealed) {
+			t.Fatalf("a frame after the last: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(data) == 0 && ahead && e.gen.local.Load() != was {
+		t.Fatal("an empty frame ran further ahead")
+	}
+	e.sent, e.ended = append(e.sent, data...), last
+	to.inbox = append(to.inbox, frame)
+}
+
+func (e *conversationEnd) receive(t *testing.T) {
+	t.Helper()
+	if len(e.inbox) == 0 {
+		return
+	}
+	opened, err := e.opener.Open(e.inbox[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.inbox, e.got = e.inbox[1:], append(e.got, opened.Data...)
+}

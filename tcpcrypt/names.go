@@ -49,7 +49,7 @@ const (
 	ReasonStripped    Reason = "stripped"      // ENO was agreed on, and missing in a later segment
 	ReasonFallback    Reason = "fallback"      // SYNs with ENO went unanswered, one without did not
 	ReasonPolicy      Reason = "policy"        // our own policy
-	ReasonLimit       Reason = "limit"         // one of our limits was reached
+	ReasonLimit       Reason = "limit"         // one of our limits was reached, or there was no room
 	ReasonOpening     Reason = "opening"       // not yet decided
 )
 

@@ -239,8 +239,11 @@ func (n *Negotiation) ReceiveACK(tcpOptions []byte, syn bool) {
 	if n.phase == phasePlain || n.phase == phaseEncrypted {
 		return
 	}
-	if n.phase != phaseOffered {
-		n.disable(ReasonNoENO) // we sent none
+	if n.phase != phaseOffered { // we sent none
+		if n.heard {
+			n.disable(ReasonLimit) // under SYN cookies, say
+		}
+		n.disable(ReasonNoENO)
 		return
 	}
 	switch eno, ok := receivedENO(tcpOptions); {

@@ -351,6 +351,9 @@ func checkFrames(t *testing.T, aead AEAD, role Role, mks []*secret, start uint64
 			wantHex(t, f.Name+": AD", got[:FrameHeaderLen], f.AD)
 			wantHex(t, f.Name+": ciphertext", got[FrameHeaderLen:], f.Ciphertext)
 		}
+		if f.Frame != "" {
+			checkPlaintext(t, f, key)
+		}
 		n, err := opener.FrameLen(frame)
 		if err != nil || n != len(frame) {
 			t.Fatalf("%s: FrameLen = %d, %v; want %d", f.Name, n, err, len(frame))
@@ -369,6 +372,21 @@ func checkFrames(t *testing.T, aead AEAD, role Role, mks []*secret, start uint64
 	}
 	if err := opener.EndOfStream(); err != nil {
 		t.Errorf("EndOfStream after the last frame: %v", err)
+	}
+}
+
+// checkPlaintext opens a frame with nothing but its AEAD, for what Open takes apart.
+func checkPlaintext(t *testing.T, f vectorFrame, key *trafficKey) {
+	t.Helper()
+	plain, err := key.aead.Open(nil, unhex(t, f.Nonce), unhex(t, f.Ciphertext), unhex(t, f.AD))
+	if err != nil {
+		t.Fatalf("%s: %v", f.Name, err)
+	}
+	wantHex(t, f.Name+": plaintext", plain, f.Plaintext)
+	wantHex(t, f.Name+": flags", plain[:1], f.Flags)
+	wantHex(t, f.Name+": data", plain[len(plain)-len(f.Data)/2:], f.Data)
+	if f.Ciphertext != f.Frame[2*FrameHeaderLen:] || f.AD != f.Frame[:2*FrameHeaderLen] {
+		t.Errorf("%s: frame is not AD and ciphertext", f.Name)
 	}
 }
 
