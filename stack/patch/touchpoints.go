@@ -37,6 +37,7 @@ var renames = []rename{
 	{"", "calculateAdvertisedMSS", "the advertised MSS, by path and not by NIC alone"},
 	{"sender", "updateMaxPayloadSize", "a path MTU update loses all that is in flight"},
 	{"sender", "sendSegmentFromPacketBuffer", "FIN in the segment with the last record's end"},
+	{"Endpoint", "ModerateRecvBuf", "a window that opens because the buffer grew"},
 	{"protocol", "NewEndpoint", "the endpoint that carries plaintext"},
 	{"ForwarderRequest", "CreateEndpoint", "the same, under a Forwarder"},
 	{"Endpoint", "cleanupLocked", "the end of an endpoint, however it comes"},
