@@ -149,23 +149,51 @@ func TestRequireRefusesPlainPeer(t *testing.T) {
 	}
 }
 
-func TestRequireInboundResetsPlainPeer(t *testing.T) {
+func TestRequireInboundRefusesPlainPeer(t *testing.T) {
 	l := newLAN(t)
 	a, b := l.addHost(t), l.addHost(t)
 	_, in := withRule(Rule{Policy: Require})
 	b.startRelay(t, Options{Inbound: in}, 80)
 	b.serve(t, b.h4, 80, func(*gonet.TCPConn) { t.Error("the service has a connection") })
-	c, err := a.dial(t, netip.AddrPortFrom(b.addr4, 80))
-	if err == nil {
-		defer func() { _ = c.Close() }()
-		_, err = c.Read(make([]byte, 1))
-	}
-	if !isReset(err) {
-		t.Errorf("%v, want a reset", err)
+	l.onWire(func(packet []byte) bool {
+		if src, _, seg, ok := parseTCP(packet); ok && src.Port() == 80 && header.TCP(seg).Flags().Contains(header.TCPFlagSyn) {
+			t.Error("the SYN was answered with SYN")
+		}
+		return true
+	})
+	if _, err := a.dial(t, netip.AddrPortFrom(b.addr4, 80)); !isRefused(err) {
+		t.Errorf("dial: %v, want refused", err)
 	}
 	waitFor(t, "it is counted", func() bool { return b.relay.Counters().PlainRefused == 1 })
 	noConnsLeft(t, b)
 	if c := b.onlyConn(t); c.Encrypted || c.Reason != tcpcrypt.ReasonNoENO || c.State != Closed {
+		t.Errorf("table says %+v", c)
+	}
+}
+
+// A remote whose SYN had ENO and whose ACK has not is only found out then.
+func TestRequireInboundResetsStrippedPeer(t *testing.T) {
+	l, a, b := relayPair(t, Rule{Policy: Require})
+	b.serve(t, b.h4, 80, func(*gonet.TCPConn) { t.Error("the service has a connection") })
+	l.onWire(func(packet []byte) bool {
+		_, dst, seg, ok := parseTCP(packet)
+		h := header.TCP(seg)
+		if ok && dst.Port() == 80 && !h.Flags().Contains(header.TCPFlagSyn) {
+			o := h.Options()
+			if i := bytes.Index(o, []byte{tcpcrypt.OptionKind, 2}); i >= 0 {
+				o[i], o[i+1] = 1, 1 // NOPs
+			}
+		}
+		return true
+	})
+	c, err := a.dial(t, netip.AddrPortFrom(b.addr4, 80))
+	if err == nil {
+		defer func() { _ = c.Close() }()
+		t.Error("the client is connected")
+	}
+	waitFor(t, "it is counted", func() bool { return b.relay.Counters().PlainRefused == 1 })
+	noConnsLeft(t, a, b)
+	if c := b.onlyConn(t); c.Encrypted || c.Reason != tcpcrypt.ReasonStripped || c.State != Closed {
 		t.Errorf("table says %+v", c)
 	}
 }

@@ -25,8 +25,19 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 		s.counters.refused.Add(1)
 		return
 	}
-	p.rule, p.neg = rule, s.newNegotiator(rule, false)
 	c := s.conns.add(s, Inbound, dialled, client, rule)
+	if rule.Policy == Require {
+		if why, ok := canEncrypt(rule, p.syn); !ok {
+			r.Complete(true)
+			s.counters.plainRefused.Add(1)
+			c.decidePlain(why)
+			c.failWith(errPlain)
+			s.conns.end(c)
+			s.logFailure(c)
+			return
+		}
+	}
+	p.rule, p.neg = rule, s.newNegotiator(rule, false)
 	ep, err := s.handshake(r, &c.wire)
 	r.Complete(false)
 	if err != nil {

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -58,7 +59,7 @@ func (s *Stack) logOpen(c *conn, e encryption) {
 func (s *Stack) logFailure(c *conn) {
 	level := slog.LevelDebug
 	reason := c.encryption().reason
-	if c.rule.Policy == Require && secureError(c.wire.ep) != nil {
+	if c.rule.Policy == Require && (errors.Is(c.cause(), errPlain) || secureError(c.wire.ep) != nil) {
 		level = slog.LevelInfo
 	}
 	if attrs, ok := s.loggable(c, level); ok {

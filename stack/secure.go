@@ -62,6 +62,22 @@ func (s *Stack) newNegotiator(rule Rule, active bool) *ENO {
 	return eno
 }
 
+// canEncrypt reports whether a remote's SYN with these TCP options may lead to an
+// encrypted connection under rule, and why not.
+func canEncrypt(rule Rule, synOptions []byte) (why tcpcrypt.Reason, ok bool) {
+	const space = 20 // what other options leave of a SYN-ACK; a fresh answer takes 5
+	o := rule.Options
+	o.Lookup, o.Offer = nil, nil // a trial: no session is claimed for it
+	n, err := tcpcrypt.NewNegotiation(o, false)
+	if err != nil {
+		return "", true // newNegotiator deals with that
+	}
+	n.ReceiveSYN(synOptions)
+	n.SYNOption(space)
+	outcome, decided := n.Outcome()
+	return outcome.Reason, !decided
+}
+
 // setNegotiator makes neg negotiate for ep, which is not connected yet; nil makes ep plain.
 func setNegotiator(ep tcpip.Endpoint, neg *ENO) {
 	se, ok := tcp.AsSecure(ep)

@@ -17,7 +17,7 @@ type pending struct {
 	dir  Direction
 	dst  netip.AddrPort // outbound: whom the program dials
 	rule Rule
-	syn  []byte // outbound: IP and TCP header, for an ICMP error to quote
+	syn  []byte // outbound: IP and TCP header, for an ICMP error to quote; inbound: TCP options
 	neg  *ENO   // inbound: negotiates for the wire side; nil under bypass. acceptIn's
 
 	icmp chan icmpError // room for one; what a router says of our SYN
@@ -241,6 +241,7 @@ func (s *Stack) handleUnmatched(id nstack.TransportEndpointID, pkt *nstack.Packe
 	fwd := s.outbound
 	if dst := local(id); s.isStack(dst.Addr()) {
 		p.dir, fwd = Inbound, s.inbound
+		p.syn = append([]byte(nil), h.Options()...)
 	} else {
 		p.dst = dst
 		p.rule = s.outboundRule(remote(id), dst)
