@@ -6,7 +6,7 @@ OTHERS  := darwin windows freebsd
 
 build: stack/tcp/.patched ## the tcpcrypt binary, in bin/
 	@.ci/need build
-	$(GO) build -trimpath -o bin/ ./cmd/tcpcrypt
+	$(GO) build -trimpath -ldflags="-s -w" -o bin/ ./cmd/tcpcrypt
 
 # The TCP endpoint is generated from the gVisor module pinned in go.mod.
 stack/tcp/.patched: go.mod $(wildcard stack/patch/*.go)
