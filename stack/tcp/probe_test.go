@@ -1,0 +1,40 @@
+package tcp
+
+import (
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/faketime"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+func TestTailLossProbeHasFloor(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		ext        *protocolExtension
+		srtt, want time.Duration
+	}{
+		{"short round trip", new(protocolExtension), 100 * time.Microsecond, minPTO},
+		{"long round trip", new(protocolExtension), 30 * time.Millisecond, 60 * time.Millisecond},
+		{"no extension", nil, 100 * time.Microsecond, 200 * time.Microsecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			clock := faketime.NewManualClock()
+			ns := stack.New(stack.Options{Clock: clock})
+			s := &sender{ep: &Endpoint{stack: ns, protocol: &protocol{ext: tt.ext}}}
+			s.probeTimer.init(clock, func() {})
+			s.resendTimer.init(clock, func() {})
+			s.rtt.TCPRTTState.SRTT, s.rtt.TCPRTTState.SRTTInited = tt.srtt, true
+			s.Outstanding = 2
+			s.ep.mu.Lock()
+			s.schedulePTO()
+			s.ep.mu.Unlock()
+			if got := s.probeTimer.target.Sub(clock.NowMonotonic()); got != tt.want {
+				t.Errorf("probe in %v, want %v", got, tt.want)
+			}
+			if got := s.rtt.TCPRTTState.SRTT; got != tt.srtt {
+				t.Errorf("smoothed round trip is %v afterwards, want %v", got, tt.srtt)
+			}
+		})
+	}
+}
