@@ -262,7 +262,7 @@ func TestWindowOpensWhenTheBufferGrows(t *testing.T) {
 			}
 			e := connect(t, p)
 			e.exchange(t, 500_000) // there is a round trip to go by
-			b := random(2 << 20)
+			b := random(6 << 20)   // more than the buffer may grow to
 			errc := make(chan error, 1)
 			go func() {
 				_, err := e.active.Write(b)
