@@ -167,8 +167,13 @@ func (h *handshake) transitionToStateEstablishedLocked(s *segment) {
 //
 // +checklocks:e.mu
 func (e *Endpoint) handleSegmentLocked(s *segment) (cont bool, err tcpip.Error) {
-	if x := e.ext; x != nil && x.emitting && e.beyondHandshake(s) {
-		x.emitting = false
+	if x := e.ext; x != nil {
+		if x.emitting && e.beyondHandshake(s) {
+			x.emitting = false
+		}
+		if x.finSent && s.ackNumber == e.snd.SndNxt+1 {
+			e.snd.catchUpWithFIN()
+		}
 	}
 	return e.handleSegmentLockedUpstream(s)
 }

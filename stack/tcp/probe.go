@@ -20,17 +20,17 @@ func (s *sender) schedulePTO() {
 		return
 	}
 	s.rtt.Lock()
-	srtt := s.rtt.TCPRTTState.SRTT
-	raised := s.rtt.TCPRTTState.SRTTInited && srtt > 0 && srtt < minPTO/2
+	srtt := s.rtt.SRTT
+	raised := s.rtt.SRTTInited && srtt > 0 && srtt < minPTO/2
 	if raised {
 		// Raised before rather than the timer afterwards: that would fire early each time.
-		s.rtt.TCPRTTState.SRTT = minPTO / 2
+		s.rtt.SRTT = minPTO / 2
 	}
 	s.rtt.Unlock()
 	s.schedulePTOUpstream()
 	if raised {
 		s.rtt.Lock()
-		s.rtt.TCPRTTState.SRTT = srtt
+		s.rtt.SRTT = srtt
 		s.rtt.Unlock()
 	}
 }

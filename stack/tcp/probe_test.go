@@ -24,7 +24,7 @@ func TestTailLossProbeHasFloor(t *testing.T) {
 			s := &sender{ep: &Endpoint{stack: ns, protocol: &protocol{ext: tt.ext}}}
 			s.probeTimer.init(clock, func() {})
 			s.resendTimer.init(clock, func() {})
-			s.rtt.TCPRTTState.SRTT, s.rtt.TCPRTTState.SRTTInited = tt.srtt, true
+			s.rtt.SRTT, s.rtt.SRTTInited = tt.srtt, true
 			s.Outstanding = 2
 			s.ep.mu.Lock()
 			s.schedulePTO()
@@ -32,7 +32,7 @@ func TestTailLossProbeHasFloor(t *testing.T) {
 			if got := s.probeTimer.target.Sub(clock.NowMonotonic()); got != tt.want {
 				t.Errorf("probe in %v, want %v", got, tt.want)
 			}
-			if got := s.rtt.TCPRTTState.SRTT; got != tt.srtt {
+			if got := s.rtt.SRTT; got != tt.srtt {
 				t.Errorf("smoothed round trip is %v afterwards, want %v", got, tt.srtt)
 			}
 		})

@@ -123,11 +123,27 @@ func (s *sender) sendSegmentFromPacketBuffer(pkt *stack.PacketBuffer, flags head
 		// No FIN is queued, or this is not the data in front of it.
 	case s.finSent:
 		flags |= header.TCPFlagFin
-	case s.writeNext == fin.Prev() && s.Outstanding+s.pCount(fin.Prev(), s.MaxPayloadSize) < s.SndCwnd && s.ep.gso.Type != stack.GSOGvisor:
-		// sendData comes to FIN next, and nothing will keep it from there. (gVisor's
-		// own segmentation would repeat the flag in every packet.)
+	case s.writeNext == fin.Prev() && s.ep.gso.Type != stack.GSOGvisor:
+		// sendData comes to FIN next. It needs no room in the network, so the congestion
+		// window must not keep it. (gVisor's own segmentation would repeat the flag in
+		// every packet.)
+		s.Outstanding = min(s.Outstanding, s.SndCwnd-s.pCount(fin.Prev(), s.MaxPayloadSize)-1)
 		flags |= header.TCPFlagFin
 		x.finSent = true
 	}
 	return s.sendSegmentFromPacketBufferUpstream(pkt, flags, seq)
+}
+
+// catchUpWithFIN counts a FIN as sent that left with data and is acknowledged already. A
+// tail loss probe sends the data in front of it and does not come to FIN itself; without
+// this the acknowledgement would be for something that was not sent.
+//
+// +checklocks:s.ep.mu
+func (s *sender) catchUpWithFIN() {
+	fin := s.writeNext
+	if fin == nil || fin.payloadSize() != 0 || !s.maybeSendSegment(fin, 0, s.SndUna.Add(s.SndWnd)) {
+		return
+	}
+	s.Outstanding += s.pCount(fin, s.MaxPayloadSize)
+	s.updateWriteNext(fin.Next())
 }
