@@ -112,7 +112,7 @@ func (n *node) launch(t *testing.T, config string) *daemon {
 func (n *node) socket() string { return filepath.Join(n.dir, "tcpcrypt.sock") }
 
 func (d *daemon) read(r io.ReadCloser) {
-	defer r.Close()
+	defer closeQuietly(r)
 	lines := bufio.NewReader(r)
 	for ready := false; ; {
 		line, err := lines.ReadString('\n')

@@ -211,7 +211,7 @@ func TestProgramsSYNIsHeldUntilTheFarEndAnswers(t *testing.T) {
 	go func() {
 		conn, err := o.a.dial(soon(t), at)
 		if err == nil {
-			defer conn.Close()
+			defer closeQuietly(conn)
 		}
 		dialled <- err
 	}()

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(func() int {
 		dir, err := os.MkdirTemp("", "tcpcrypt-e2e-")
 		if err == nil {
-			defer os.RemoveAll(dir)
+			defer func() { _ = os.RemoveAll(dir) }()
 			program, err = build(dir)
 		}
 		if err != nil {

@@ -17,8 +17,6 @@ import (
 type middle struct {
 	link wirepeer.Link
 	wg   sync.WaitGroup
-
-	mu   sync.Mutex // held during hook
 	hook func(s *wirepeer.Segment) []*wirepeer.Segment
 }
 
@@ -27,7 +25,7 @@ const middleTable = 77
 
 // intercept puts a middle in. Its hook gets each TCP segment, and returns what goes on
 // in its place; everything else passes.
-func (n *network) intercept(t *testing.T, hook func(s *wirepeer.Segment) []*wirepeer.Segment) *middle {
+func (n *network) intercept(t *testing.T, hook func(s *wirepeer.Segment) []*wirepeer.Segment) {
 	t.Helper()
 	m := &middle{link: n.routerTUN(t, "middle"), hook: hook}
 	err := inNamespace(n.router, func() error {
@@ -59,7 +57,6 @@ func (n *network) intercept(t *testing.T, hook func(s *wirepeer.Segment) []*wire
 		_ = m.link.Close()
 		m.wg.Wait()
 	})
-	return m
 }
 
 func (m *middle) run() {
@@ -74,18 +71,8 @@ func (m *middle) run() {
 			_, _ = m.link.Write(packet[:n]) // what is refused is lost
 			continue
 		}
-		m.mu.Lock()
-		out := m.hook(&s)
-		m.mu.Unlock()
-		for _, p := range out {
+		for _, p := range m.hook(&s) {
 			_, _ = m.link.Write(p.Packet())
 		}
 	}
-}
-
-// with calls f while the hook does not run, to share variables with it.
-func (m *middle) with(f func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f()
 }

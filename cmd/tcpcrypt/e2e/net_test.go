@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,6 +147,10 @@ func (n *node) dialFrom(ctx context.Context, from, to netip.AddrPort) (conn *net
 	d.SetMultipathTCP(false)
 	if from.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(from)
+		d.Control = func(_, _ string, c syscall.RawConn) (err error) {
+			controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+			return errors.Join(controlErr, err)
+		}
 	}
 	err = inNamespace(n.netns, func() error {
 		c, err := d.DialContext(ctx, "tcp", to.String())

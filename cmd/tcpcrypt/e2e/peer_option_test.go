@@ -85,7 +85,7 @@ func TestFallsBackAfterTwoUnansweredSYNs(t *testing.T) {
 	t.Parallel()
 	o := newOutbound(t, everything(opportunistic, ""))
 	var enos []bool
-	app, peer := o.connect(t, false, wirepeer.Script{
+	app, peer := o.connect(t, wirepeer.Script{
 		Answer: wirepeer.Config{}.Answer, // it would, if it heard one with ENO
 		In: func(seg *wirepeer.Segment) bool {
 			if seg.Flags.Has(wirepeer.SYN) {

@@ -137,7 +137,7 @@ func TestServersWithoutUsableENOAreServedInClear(t *testing.T) {
 		{"resumption that nobody offered", append([]byte{69, 13, 0x01, 0xa3}, make([]byte, 9)...), "no-common-tep"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			app, peer := o.connect(t, false, wirepeer.Script{ENO: c.eno})
+			app, peer := o.connect(t, wirepeer.Script{ENO: c.eno})
 			mustWrite(t, "program", app, "clear up")
 			if got, err := peer.Read(soon(t), 8); string(got) != "clear up" {
 				t.Fatalf("peer read %q, %v", got, err)
@@ -220,7 +220,7 @@ func TestServersWithWrongKeyExchangeAreReset(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			app, peer := o.connect(t, false, wirepeer.Script{Answer: c.cfg.Answer})
+			app, peer := o.connect(t, wirepeer.Script{Answer: c.cfg.Answer})
 			// What our own side makes of it does not matter: often it cannot go on.
 			_, _ = wirepeer.Handshake(soon(t), peer, c.cfg)
 			if err := peer.Ended(soon(t)); !errors.Is(err, wirepeer.ErrReset) {
@@ -230,17 +230,17 @@ func TestServersWithWrongKeyExchangeAreReset(t *testing.T) {
 		})
 	}
 	t.Run("FIN instead of Init2", func(t *testing.T) {
-		app, peer := o.connect(t, false, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
+		app, peer := o.connect(t, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
 		peer.WriteFIN(nil)
 		mustReset(t, "program", app, nil)
 	})
 	t.Run("FIN inside Init2", func(t *testing.T) {
-		app, peer := o.connect(t, false, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
+		app, peer := o.connect(t, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
 		peer.WriteFIN([]byte{0x09, 0x71, 0x05})
 		mustReset(t, "program", app, nil)
 	})
 	t.Run("RST instead of Init2", func(t *testing.T) {
-		app, peer := o.connect(t, false, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
+		app, peer := o.connect(t, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
 		peer.Reset()
 		mustReset(t, "program", app, nil)
 	})
@@ -250,7 +250,7 @@ func TestServersWithWrongKeyExchangeAreReset(t *testing.T) {
 func TestNothingLeavesBeforeInit2(t *testing.T) {
 	t.Parallel()
 	o := newOutbound(t, everything(opportunistic, ""))
-	app, peer := o.connect(t, false, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
+	app, peer := o.connect(t, wirepeer.Script{Answer: wirepeer.Config{}.Answer})
 	mustWrite(t, "program", app, "a secret that is waiting")
 	// Init1 has come whole; what is behind it would have come as well.
 	if _, err := peer.Seen(soon(t), "the end of Init1", func(s *wirepeer.Traced) bool { return !s.Out && len(s.Payload) > 0 }); err != nil {

@@ -20,8 +20,11 @@ type party struct {
 	peer *wirepeer.Session
 }
 
+// A connector makes one more.
+type connector func(t *testing.T, script wirepeer.Script) party
+
 // bothRoles runs the test with the daemon as A and as B.
-func bothRoles(t *testing.T, test func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party)) {
+func bothRoles(t *testing.T, test func(t *testing.T, connect connector)) {
 	t.Helper()
 	t.Run("daemon is A", func(t *testing.T) {
 		t.Parallel()
@@ -45,7 +48,8 @@ func bothRoles(t *testing.T, test func(t *testing.T, connect func(t *testing.T, 
 
 func TestReservedBitsAndUrgentDataArePutUpWith(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		urgent := 2
 		for _, f := range []wirepeer.Frame{
@@ -66,7 +70,8 @@ func TestReservedBitsAndUrgentDataArePutUpWith(t *testing.T) {
 
 func TestFramesOfEverySizeArrive(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		data := streamBytes(3*wirepeer.MaxData + 60_000)
 		rest := data
@@ -138,7 +143,8 @@ func TestWrongStreamsEndInAReset(t *testing.T) {
 		}},
 		{"RST", func(s *wirepeer.Session) { s.Conn.Reset() }},
 	}
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				p := connect(t, wirepeer.Script{})
@@ -163,7 +169,8 @@ func TestWrongStreamsEndInAReset(t *testing.T) {
 // An end in one direction leaves the other one open.
 func TestHalfCloseOfEitherSide(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		t.Run("peer ends first", func(t *testing.T) {
 			p := connect(t, wirepeer.Script{})
 			p.peer.Send(wirepeer.Frame{Data: []byte("question"), FIN: true})
@@ -215,7 +222,8 @@ func TestHalfCloseOfEitherSide(t *testing.T) {
 
 func TestResetOfTheProgramReachesThePeer(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		if err := errors.Join(p.app.SetLinger(0), p.app.Close()); err != nil {
 			t.Fatal(err)
@@ -228,7 +236,8 @@ func TestResetOfTheProgramReachesThePeer(t *testing.T) {
 
 func TestRekeysAreFollowedAndAnswered(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		p.peer.Send(wirepeer.Frame{Rekey: true})
 		f, err := p.peer.Receive(soon(t)) // at once, with nothing to say
@@ -268,7 +277,8 @@ func eventuallyGenerations(t *testing.T, s *wirepeer.Session, n int) {
 // The program reads nothing, and the answers have to go out all the same.
 func TestRekeysAreAnsweredWhileNobodyReads(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		p.peer.SendData(streamBytes(50_000), 10_000)
 		p.peer.Send(wirepeer.Frame{Rekey: true})
@@ -284,7 +294,8 @@ func TestRekeysAreAnsweredWhileNobodyReads(t *testing.T) {
 func TestFloodedRekeysAreAllAnsweredInTheEnd(t *testing.T) {
 	t.Parallel()
 	const flood = 20_000
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		p.peer.Conn.SetWindow(0)
 		for range flood {
@@ -304,7 +315,8 @@ func TestFloodedRekeysAreAllAnsweredInTheEnd(t *testing.T) {
 // A peer that does not read holds its own connection up, and nobody else's.
 func TestPeerThatStopsReadingIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	bothRoles(t, func(t *testing.T, connect func(t *testing.T, script wirepeer.Script) party) {
+	bothRoles(t, func(t *testing.T, connect connector) {
+		t.Helper()
 		p := connect(t, wirepeer.Script{})
 		p.peer.Conn.SetWindow(0)
 		const size = 20_000_000 // more than all buffers on the way

@@ -46,9 +46,9 @@ func (o *outbound) server(t *testing.T, v6 bool, script func() wirepeer.Script) 
 }
 
 // connect lets the application on host a connect to a new peer of that script.
-func (o *outbound) connect(t *testing.T, v6 bool, script wirepeer.Script) (*net.TCPConn, *wirepeer.Conn) {
+func (o *outbound) connect(t *testing.T, script wirepeer.Script) (*net.TCPConn, *wirepeer.Conn) {
 	t.Helper()
-	at, l := o.server(t, v6, func() wirepeer.Script { return script })
+	at, l := o.server(t, false, func() wirepeer.Script { return script })
 	app := o.a.mustDial(t, at)
 	peer, err := l.Accept(soon(t))
 	if err != nil {
@@ -63,7 +63,7 @@ func (o *outbound) encrypted(t *testing.T, script wirepeer.Script, cfg wirepeer.
 	if script.Answer == nil {
 		script.Answer = cfg.Answer
 	}
-	app, peer := o.connect(t, false, script)
+	app, peer := o.connect(t, script)
 	s, err := wirepeer.Handshake(soon(t), peer, cfg)
 	if err != nil {
 		t.Fatalf("key exchange: %v", err)

@@ -59,7 +59,7 @@ func TestRequireRefusesPlainClients(t *testing.T) {
 			t.Errorf("%s: tcpcrypt conns says %v", f.name, got)
 		}
 	}
-	if from, _ := server.clients(); len(from) > 0 {
+	if from := server.clients(); len(from) > 0 {
 		t.Errorf("the service was reached by %v", from)
 	}
 	// Local clients are never captured.

@@ -101,7 +101,7 @@ func TestCurl(t *testing.T) {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprintf(w, "%x from %s", sum.Sum(nil), r.RemoteAddr)
+		_, _ = fmt.Fprintf(w, "%x from %s", sum.Sum(nil), r.RemoteAddr) // curl will notice
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: patience}
 	l := n.b.listen(t, 80)

@@ -131,7 +131,7 @@ func TestBothEndsSeeRealAddresses(t *testing.T) {
 		if local.Addr() != n.a.addr(f.v6) {
 			t.Errorf("the program's address is %v, want %v", local.Addr(), n.a.addr(f.v6))
 		}
-		from, _ := server.clients()
+		from := server.clients()
 		if last := from[len(from)-1]; last.Addr() != n.a.addr(f.v6) {
 			t.Errorf("the service sees %v as client, want %v", last.Addr(), n.a.addr(f.v6))
 		}
@@ -142,7 +142,7 @@ func TestBothEndsSeeRealAddresses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		defer closeQuietly(conn)
 		if got := addrPort(conn.LocalAddr()); got != from {
 			t.Errorf("the program's address is %v, want %v", got, from)
 		}

@@ -47,7 +47,7 @@ func TestWireCarriesENOWhereItBelongsAndNoPlaintext(t *testing.T) {
 	n.finish(t)
 	for _, host := range []string{"a", "b"} {
 		packets := n.captured(t, host)
-		if bytes.Contains(slicesJoin(packets), []byte("plain"+"text")) {
+		if bytes.Contains(bytes.Join(packets, nil), []byte("plain"+"text")) {
 			t.Errorf("link of host %s: the wire carries plaintext", host)
 		}
 		flows := byFlow(segments(packets, 80))
@@ -157,7 +157,7 @@ func TestStockKernelsAreNotDisturbed(t *testing.T) {
 			t.Errorf("ENO to a peer that sent none: %v", &s)
 		}
 	}
-	if !bytes.Contains(slicesJoin(packets), []byte("plain"+"text")) {
+	if !bytes.Contains(bytes.Join(packets, nil), []byte("plain"+"text")) {
 		t.Error("the marker is not seen in clear: the test that looks for it would find nothing")
 	}
 }

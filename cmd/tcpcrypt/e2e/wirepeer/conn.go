@@ -2,7 +2,6 @@ package wirepeer
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -82,12 +81,10 @@ type Traced struct {
 
 func newConn(h *Host, name flow, script Script) *Conn {
 	script.fill(name.local.Addr().Is4())
-	var iss [4]byte
-	_, _ = rand.Read(iss[:]) // never fails
 	c := &Conn{
 		host: h, name: name, script: script,
 		changed: make(chan struct{}), early: make(map[uint32][]byte),
-		iss: binary.BigEndian.Uint32(iss[:]), rto: script.RTO, peerMSS: 536, progress: time.Now(),
+		iss: h.isn + uint32(time.Since(h.born)/isnTick), rto: script.RTO, peerMSS: 536, progress: time.Now(),
 	}
 	c.una, c.nxt, c.maxSent, c.bufSeq = c.iss, c.iss, c.iss, c.iss+1
 	return c

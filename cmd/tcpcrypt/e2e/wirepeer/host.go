@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // maxPacket is the largest IP packet.
@@ -16,6 +18,8 @@ const maxPacket = 65535
 type Host struct {
 	link Link
 	wg   sync.WaitGroup
+	isn  uint32 // of connections at birth; later ones are higher, so that ports can be used again
+	born time.Time
 
 	mu        sync.Mutex
 	conns     map[flow]*Conn
@@ -31,9 +35,12 @@ type flow struct{ local, remote netip.AddrPort }
 // The range of ports that Dial takes from.
 const firstPort, lastPort = 20000, 59999
 
+// isnTick is how often initial sequence numbers go up by one (RFC 9293, section 3.4.1).
+const isnTick = 4 * time.Microsecond
+
 // NewHost starts a host on the link, which it owns from now on.
 func NewHost(link Link) *Host {
-	h := &Host{link: link, conns: make(map[flow]*Conn), listeners: make(map[netip.AddrPort]*Listener), silent: make(map[netip.Addr]bool), nextPort: firstPort}
+	h := &Host{link: link, isn: rand.Uint32(), born: time.Now(), conns: make(map[flow]*Conn), listeners: make(map[netip.AddrPort]*Listener), silent: make(map[netip.Addr]bool), nextPort: firstPort}
 	h.wg.Go(h.run)
 	return h
 }
