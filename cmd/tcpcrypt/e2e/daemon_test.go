@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -246,7 +248,47 @@ func (d *daemon) conns(t *testing.T) []conn {
 	if all == nil {
 		t.Fatalf("host %s: tcpcrypt conns --json printed %q, want an array", d.node.Name(), out)
 	}
+	for _, c := range all {
+		if err := c.valid(); err != nil {
+			t.Errorf("host %s: tcpcrypt conns --json: %v: %v", d.node.Name(), err, c)
+		}
+	}
 	return all
+}
+
+// The closed sets of values.
+var (
+	directions = []string{"outbound", "inbound"}
+	states     = []string{"opening", "open", "closed"}
+	reasons    = []string{"no-eno", "no-common-tep", "same-role", "stripped", "fallback", "policy", "limit", "opening"}
+	roles      = []string{"A", "B"}
+	teps       = []string{"p256", "p521", "curve25519", "curve448"}
+	aeads      = []string{"aes128gcm", "aes256gcm", "chacha20poly1305"}
+
+	sessionIDs = regexp.MustCompile("^[0-9a-f]{66}$")
+)
+
+// valid holds a connection against what is documented of its fields.
+func (c conn) valid() error {
+	_, localErr := netip.ParseAddrPort(c.Local)
+	_, remoteErr := netip.ParseAddrPort(c.Remote)
+	oneOf := func(field *string, set []string) bool { return field != nil && slices.Contains(set, *field) }
+	switch {
+	case localErr != nil || remoteErr != nil:
+		return errors.Join(localErr, remoteErr)
+	case !slices.Contains(directions, c.Direction) || !slices.Contains(states, c.State):
+		return errors.New("unknown direction or state")
+	case c.Encrypted && (c.Reason != nil || !oneOf(c.Role, roles) || !oneOf(c.TEP, teps)):
+		return errors.New("encrypted, with a reason or without role and TEP")
+	case c.Encrypted && c.AEAD == nil && c.SessionID == nil && c.BytesSent == 0 && c.BytesReceived == 0:
+		// ENO has agreed, so it will never be in clear, and the keys are not there yet or
+		// never were.
+	case c.Encrypted && (!oneOf(c.AEAD, aeads) || c.SessionID == nil || !sessionIDs.MatchString(*c.SessionID)):
+		return errors.New("encrypted, without AEAD or session id")
+	case !c.Encrypted && (!oneOf(c.Reason, reasons) || c.SessionID != nil || c.Resumed):
+		return errors.New("not encrypted, without a reason or with what belongs to the others")
+	}
+	return nil
 }
 
 // conn waits for the one connection that match accepts.

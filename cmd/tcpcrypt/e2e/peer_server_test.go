@@ -227,6 +227,9 @@ func TestServersWithWrongKeyExchangeAreReset(t *testing.T) {
 				t.Errorf("peer: %v, want %v", err, wirepeer.ErrReset)
 			}
 			mustReset(t, "program", app, nil)
+			if got := o.daemon.conn(t, "the connection", to(peer.Local())); got.State != "closed" || got.SessionID != nil || got.BytesSent != 0 {
+				t.Errorf("tcpcrypt conns says %v", got)
+			}
 		})
 	}
 	t.Run("FIN instead of Init2", func(t *testing.T) {

@@ -205,6 +205,7 @@ func TestPeerAsServerWithEveryTEPAndAEAD(t *testing.T) {
 	o := newOutbound(t, everything(require, everyAlgorithm))
 	up, down := streamBytes(150_000), streamBytes(200_000)
 	combinations(t, func(t *testing.T, v6 bool, cfg wirepeer.Config) {
+		t.Helper()
 		at, l := o.server(t, v6, func() wirepeer.Script { return wirepeer.Script{Answer: cfg.Answer} })
 		// Under require the program's connection is there once the keys are.
 		exchanged := l.handshake(cfg)
@@ -226,6 +227,7 @@ func TestPeerAsClientWithEveryTEPAndAEAD(t *testing.T) {
 	in := newInbound(t, everything(require, everyAlgorithm))
 	up, down := streamBytes(150_000), streamBytes(200_000)
 	combinations(t, func(t *testing.T, v6 bool, cfg wirepeer.Config) {
+		t.Helper()
 		peer := in.dial(t, v6, wirepeer.Script{ENO: cfg.Offer()})
 		s, err := wirepeer.Handshake(soon(t), peer, cfg)
 		if err != nil {

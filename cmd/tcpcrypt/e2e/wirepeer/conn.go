@@ -324,7 +324,12 @@ func (c *Conn) await(ctx context.Context, what string, ready func() (bool, error
 
 // Established waits for the end of the TCP handshake.
 func (c *Conn) Established(ctx context.Context) error {
-	return c.await(ctx, "handshake", func() (bool, error) { return c.state == stateEstablished, c.err })
+	return c.await(ctx, "handshake", func() (bool, error) {
+		if c.state == stateEstablished { // whatever has come since
+			return true, nil
+		}
+		return false, c.err
+	})
 }
 
 // Write appends to the stream. It does not wait.
