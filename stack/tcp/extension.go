@@ -173,7 +173,7 @@ func (p *protocolExtension) passive(s *segment) Negotiator {
 	if p.Extension == nil {
 		return nil
 	}
-	return p.Extension.Passive(connOf(s.id), s.options)
+	return p.Extension.Passive(connOf(s.id), s.rawOptions())
 }
 
 // ask asks about the SYN of a Forwarder's request and keeps the answer for

@@ -70,7 +70,7 @@ func (x *endpointExtension) fail(tcp tcpip.Error, cause error) *failure {
 func (x *endpointExtension) decide(h *handshake, s *segment) tcpip.Error {
 	x.open = false
 	x.iss = h.iss
-	session, err := x.neg.ReceiveACK(s.options, s.flags.Contains(header.TCPFlagSyn))
+	session, err := x.neg.ReceiveACK(s.rawOptions(), s.flags.Contains(header.TCPFlagSyn))
 	switch {
 	case err != nil:
 		x.emitting = false
@@ -120,7 +120,7 @@ func (h *handshake) handleSegment(s *segment) tcpip.Error {
 	if h.state == handshakeSynSent && s.flags.Contains(header.TCPFlagSyn) && !s.flags.Contains(header.TCPFlagRst) {
 		switch {
 		case !s.flags.Contains(header.TCPFlagAck):
-			x.neg.ReceiveSYN(s.options)
+			x.neg.ReceiveSYN(s.rawOptions())
 		case s.ackNumber == h.iss+1: // what upstream's checkAck wants
 			if err := x.decide(h, s); err != nil {
 				e.sendEmptyRaw(header.TCPFlagRst|header.TCPFlagAck, h.iss+1, s.sequenceNumber+1, 0)
@@ -212,7 +212,7 @@ func (l *listenContext) createConnectingEndpoint(s *segment, rcvdSynOpts header.
 	}
 	if neg != nil {
 		n.ext = &endpointExtension{neg: neg, open: true}
-		neg.ReceiveSYN(s.options)
+		neg.ReceiveSYN(s.rawOptions())
 	}
 	return n, nil
 }

@@ -6,6 +6,16 @@ import (
 
 const optionNOP = 1
 
+// rawOptions returns the option area of a received segment, valid as long as s is held.
+// The field that upstream has for it is valid only until a header of the segment's packet
+// is looked at: that may copy the packet's memory and give the old back. So it looks at
+// the header, and sets the field for upstream to find.
+func (s *segment) rawOptions() []byte {
+	t := header.TCP(s.pkt.TransportHeader().Slice())
+	s.options = t[header.TCPMinimumSize:t.DataOffset()]
+	return s.options
+}
+
 // synAnswerTime is how long a SYN must have been out before the next one counts it
 // as unanswered. Upstream repeats a SYN after microseconds when it is challenged.
 const synAnswerTime = InitialRTO / 2
