@@ -163,7 +163,11 @@ func (s *Stack) dialLocal(c *conn, port uint16, timeout <-chan time.Time) error 
 	entry, changed := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	c.host.queue.EventRegister(&entry)
 	defer c.host.queue.EventUnregister(&entry)
-	err = ep.Connect(fullAddress(hostNIC, netip.AddrPortFrom(host, port)))
+	service := fullAddress(hostNIC, netip.AddrPortFrom(host, port))
+	err = ep.Connect(service)
+	if _, taken := err.(*tcpip.ErrBadLocalAddress); taken && s.endTimeWait(c.remote, service) {
+		err = ep.Connect(service)
+	}
 	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
 		return tcpipError(err)
 	}
@@ -186,4 +190,22 @@ func (s *Stack) dialLocal(c *conn, port uint16, timeout <-chan time.Time) error 
 			return errStopped
 		}
 	}
+}
+
+// endTimeWait ends what is left of an earlier connection from client to service, if it
+// is over but for TIME_WAIT, and reports whether there was one. The client has given
+// the same port to a new connection, which it and its TCP decide: ours leaves the wire
+// side's TIME_WAIT after a second for it, others at once if the service closed first.
+func (s *Stack) endTimeWait(client netip.AddrPort, service tcpip.FullAddress) bool {
+	id := nstack.TransportEndpointID{
+		LocalAddress: fromAddr(client.Addr()), LocalPort: client.Port(),
+		RemoteAddress: service.Addr, RemotePort: service.Port,
+	}
+	ep := s.net.FindTransportEndpoint(networkProtocol(client.Addr()), tcp.ProtocolNumber, id, hostNIC)
+	old, ok := ep.(interface{ State() uint32 })
+	if !ok || tcp.EndpointState(old.State()) != tcp.StateTimeWait {
+		return false
+	}
+	ep.Abort()
+	return true
 }
