@@ -101,10 +101,8 @@ func (s *SecureEndpoint) unread() bool {
 	in := &s.in
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for len(in.plain) == 0 {
-		if err := s.nextRecord(); err != nil {
-			break
-		}
+	if more, _ := s.nextData(); more {
+		return false // none so far; lingering goes on
 	}
 	return len(in.plain) > 0 || in.n > 0
 }
@@ -205,13 +203,14 @@ func (e *Endpoint) lingerTimeout() time.Duration {
 // answered with a reset, as TCP does.
 func (s *SecureEndpoint) serveLingering() {
 	s.in.mu.Lock()
-	var err tcpip.Error
-	for err == nil && len(s.in.plain) == 0 {
-		err = s.nextRecord()
-	}
+	more, err := s.nextData()
 	data := len(s.in.plain) > 0
 	s.releaseInbound()
 	s.in.mu.Unlock()
+	if more {
+		s.startService(0)
+		return
+	}
 	if !data && wouldBlock(err) {
 		return
 	}

@@ -42,11 +42,14 @@ func (s *SecureEndpoint) readEncrypted(dst io.Writer, opts tcpip.ReadOptions) (t
 	done := 0
 	var err tcpip.Error
 	for done < enoughRead {
-		if len(in.plain) == 0 {
-			if err = s.nextRecord(); err != nil {
-				break
-			}
-			continue
+		var more bool
+		if more, err = s.nextData(); err != nil {
+			break
+		}
+		if more {
+			err = &tcpip.ErrWouldBlock{} // the service goes on, and tells when there is data
+			s.startService(0)
+			break
 		}
 		n, werr := dst.Write(in.plain)
 		done += n
@@ -79,6 +82,21 @@ func (s *SecureEndpoint) readEncrypted(dst io.Writer, opts tcpip.ReadOptions) (t
 		s.received.Add(uint64(done))
 	}
 	return tcpip.ReadResult{Count: done, Total: done}, nil
+}
+
+// nextData opens records up to the next one with data, if no plaintext is left. Of a
+// flood of records without data it opens serviceRecords and says that there may be more.
+// Called with in.mu held.
+func (s *SecureEndpoint) nextData() (more bool, err tcpip.Error) {
+	for range serviceRecords {
+		if len(s.in.plain) > 0 {
+			return false, nil
+		}
+		if err := s.nextRecord(); err != nil {
+			return false, err
+		}
+	}
+	return len(s.in.plain) == 0, nil
 }
 
 // nextRecord takes and opens the next record, if all of it is there; there must be no

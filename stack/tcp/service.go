@@ -3,6 +3,7 @@ package tcp
 import (
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -10,8 +11,8 @@ import (
 // endpoint looks itself whether the peer is owed an answer.
 const serviceDelay = 20 * time.Millisecond
 
-// serviceRecords is how many records without data the service opens before it lets
-// others run: a peer may send them without end.
+// serviceRecords is how many records without data are opened at a time, by a Read, by
+// Close or by the service, before others run: a peer may send them without end.
 const serviceRecords = 64
 
 // arm starts the service if an event may concern it. It may be called under the lock
@@ -72,16 +73,10 @@ func (s *SecureEndpoint) openAhead() {
 	}
 	news, more := false, false
 	if len(in.plain) == 0 && !s.dead && s.x.failure.Load() == nil {
-		more = true
 		wasLast := in.last // and then only what must not follow is looked for
-		for range serviceRecords {
-			err := s.nextRecord()
-			if len(in.plain) > 0 || err != nil {
-				more = false
-				news = len(in.plain) > 0 || !wouldBlock(err) && !wasLast
-				break
-			}
-		}
+		var err tcpip.Error
+		more, err = s.nextData()
+		news = len(in.plain) > 0 || err != nil && !wouldBlock(err) && !wasLast
 		s.releaseInbound()
 	}
 	in.mu.Unlock()

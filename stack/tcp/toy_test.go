@@ -183,16 +183,27 @@ type toyCodec struct {
 	owed           atomic.Int32
 	answers        atomic.Int32 // records with toyRekey that were opened
 	rekey          atomic.Bool  // the next record asks for an answer
+	flood          flood
 }
 
 const toyKey = 0x5a
 
-func (*toyCodec) HeaderLen() int { return toyHeader }
-func (*toyCodec) Overhead() int  { return toyOverhead }
-func (*toyCodec) MaxData() int   { return 65535 - toySum }
-func (c *toyCodec) Owed() int    { return int(c.owed.Load()) }
+func (*toyCodec) Overhead() int { return toyOverhead }
+func (*toyCodec) MaxData() int  { return 65535 - toySum }
+func (c *toyCodec) Owed() int   { return int(c.owed.Load()) }
+
+// HeaderLen is 0 in a flood, and then so is the record.
+func (c *toyCodec) HeaderLen() int {
+	if c.flood.on.Load() {
+		return 0
+	}
+	return toyHeader
+}
 
 func (*toyCodec) RecordLen(h []byte) (int, error) {
+	if len(h) == 0 {
+		return 0, nil
+	}
 	n := int(binary.BigEndian.Uint16(h))
 	if n < toySum {
 		return 0, errToySum
@@ -233,6 +244,9 @@ func (c *toyCodec) Seal(dst, data []byte, last bool) ([]byte, error) {
 }
 
 func (c *toyCodec) Open(record []byte) ([]byte, bool, error) {
+	if len(record) == 0 {
+		return nil, false, c.flood.open()
+	}
 	if c.done {
 		return nil, false, errToyAfter
 	}
