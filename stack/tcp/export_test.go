@@ -18,3 +18,6 @@ func PayloadSize(s *SecureEndpoint) int {
 	defer s.inner.UnlockUser()
 	return s.inner.snd.MaxPayloadSize
 }
+
+// PayOwed sends what the peer is owed, if nobody else is writing.
+func PayOwed(s *SecureEndpoint) { s.payOwed() }

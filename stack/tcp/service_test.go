@@ -59,6 +59,30 @@ func TestOwedBehindTheLastRead(t *testing.T) {
 	e.finish(t)
 }
 
+// TestOwedWhileOthersPay: what became owed while somebody held the lock who had found it
+// paid already, and so could not be paid by who opened it.
+func TestOwedWhileOthersPay(t *testing.T) {
+	p := tcptest.New(t, opts(new(toy), new(toy)))
+	e := connect(t, p)
+	codec, calls := codecOf(t, e.server), 0
+	owed := func() int {
+		calls++
+		switch calls {
+		case 1, 3, 4: // owed; owed again
+			return 1
+		default: // paid by a writer meanwhile; paid by us
+			return 0
+		}
+	}
+	codec.owedHook.Store(&owed)
+	tcp.PayOwed(e.server.Secure())
+	codec.owedHook.Store(nil)
+	if calls < 5 {
+		t.Errorf("asked %d times what is owed, want until nothing was", calls)
+	}
+	e.finish(t)
+}
+
 // TestOwedBehindFullSendBuffer: an answer that has no room goes out when there is.
 func TestOwedBehindFullSendBuffer(t *testing.T) {
 	p := tcptest.New(t, opts(new(toy), new(toy)))

@@ -188,8 +188,8 @@ func (s *SecureEndpoint) payOwed() {
 	}
 }
 
-// payOwedLocked says whether it sent any. Called with out.mu held.
-func (s *SecureEndpoint) payOwedLocked() (paid bool) {
+// payOwedLocked says whether nothing keeps it from sending more. Called with out.mu held.
+func (s *SecureEndpoint) payOwedLocked() bool {
 	for s.codec.Owed() > 0 {
 		if s.writable() != nil {
 			return false
@@ -200,7 +200,6 @@ func (s *SecureEndpoint) payOwedLocked() (paid bool) {
 		if _, err := s.queueRecord(nil); err != nil && !wouldBlock(err) {
 			return false
 		}
-		paid = true
 	}
-	return paid
+	return true
 }
