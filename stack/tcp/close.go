@@ -182,8 +182,9 @@ func (s *SecureEndpoint) lingerExpired() {
 		s.inner.finWait2TimerExpired()
 	case StateClose, StateError:
 	default:
-		// Our last record is not acknowledged yet. TCP itself gives up some time.
-		timeout := s.inner.lingerTimeout()
+		// Our last record is not acknowledged yet. TCP itself gives up some time. The
+		// option may say not to linger at all, which must not make a timer spin.
+		timeout := max(s.inner.lingerTimeout(), time.Second)
 		s.serviceMu.Lock()
 		if s.lingerTimer != nil {
 			s.lingerTimer.Reset(timeout)

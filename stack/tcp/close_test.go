@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -175,5 +176,31 @@ func TestShutdownBothThenClose(t *testing.T) {
 		if err := c.Secure().Err(); err != nil {
 			t.Errorf("a clean end left %v", err)
 		}
+	}
+}
+
+// TestSessionOfUnacceptedConnectionIsClosed: nobody takes the connection from the accept
+// queue, and its session is wiped all the same when it ends.
+func TestSessionOfUnacceptedConnectionIsClosed(t *testing.T) {
+	for name, end := range map[string]func(*tcptest.Conn, *tcptest.Listener){
+		"reset":    func(c *tcptest.Conn, _ *tcptest.Listener) { c.EP.Abort() },
+		"listener": func(_ *tcptest.Conn, l *tcptest.Listener) { l.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			passive := new(toy)
+			p := tcptest.New(t, opts(new(toy), passive))
+			to := netip.AddrPortFrom(tcptest.B4, port)
+			l := p.Listen(p.B, to, 10)
+			defer l.Close()
+			c := p.NewConn(p.A, tcptest.B4)
+			defer c.Close()
+			if err := c.StartConnect(to); err != nil {
+				t.Fatal(err)
+			}
+			<-c.Secure().Decided()
+			waitFor(t, l.Queue, func() bool { return l.EP.Readiness(waiter.ReadableEvents) != 0 })
+			end(c, l)
+			waitFor(t, l.Queue, passive.last().closed.Load)
+		})
 	}
 }
