@@ -15,8 +15,7 @@ import (
 
 // Daemons that end while much is under way.
 
-// A flood is a number of connections that move the marker both ways as fast as they
-// can, until they fail.
+// A flood is a number of connections that move the marker both ways until they fail.
 type flood struct {
 	wg    sync.WaitGroup
 	conns []*net.TCPConn
@@ -37,7 +36,8 @@ func (n *network) flood(t *testing.T, connections int) *flood {
 		f.pumps = append(f.pumps, failed)
 		f.wg.Go(func() {
 			defer close(failed)
-			for {
+			// Slow enough for captures to keep up.
+			for tick := time.NewTicker(2 * time.Millisecond); ; <-tick.C {
 				if _, err := conn.Write(text); err != nil {
 					return
 				}

@@ -10,11 +10,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Real programs, unmodified, over daemons that refuse to speak in clear.
@@ -189,7 +192,8 @@ func TestSSH(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := filepath.Join(n.b.dir, "sshd_config")
-	if err := os.WriteFile(config, fmt.Appendf(nil, `Port 22
+	const port = "2222"
+	if err := os.WriteFile(config, fmt.Appendf(nil, `Port `+port+`
 HostKey %s
 AuthorizedKeysFile %s
 PidFile none
@@ -202,10 +206,19 @@ Subsystem sftp internal-sftp
 		t.Fatal(err)
 	}
 	_ = n.b.Do(func() error { return os.MkdirAll("/run/sshd", 0o755) }) // sshd says so if that fails
-	n.b.serve(t, 22, "sshd", "-D", "-e", "-f", config)
-	options := []string{"-i", key, "-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=" + os.DevNull, "-o", "LogLevel=ERROR", "-o", "BatchMode=yes"}
+	// In a user namespace sshd may not be root: it drops groups there, which is forbidden.
+	login, server := "root", []string{need(t, "sshd"), "-D", "-e", "-f", config}
+	if inUserNamespace(t) {
+		login, server = somebody, append(notRoot(t, n.b.dir), server...)
+		// Who can read there that the account has no password is told that it is locked.
+		if err := n.b.Do(func() error { return unix.Mount(os.DevNull, "/etc/shadow", "", unix.MS_BIND, "") }); err != nil {
+			t.Fatalf("hide /etc/shadow: %v", err)
+		}
+	}
+	n.b.serve(t, 2222, server[0], server[1:]...)
+	options := []string{"-o", "Port=" + port, "-i", key, "-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=" + os.DevNull, "-o", "LogLevel=ERROR", "-o", "BatchMode=yes"}
 	for _, f := range families {
-		out := n.a.run(t, "ssh", append(options, "root@"+n.b.addr(f.v6).String(), "echo $SSH_CLIENT; head -c 5000000 /dev/zero | sha256sum")...)
+		out := n.a.run(t, "ssh", append(options, login+"@"+n.b.addr(f.v6).String(), "echo $SSH_CLIENT; head -c 5000000 /dev/zero | sha256sum")...)
 		if !strings.HasPrefix(out, n.a.addr(f.v6).String()+" ") {
 			t.Errorf("%s: sshd saw %q, want the client's own address", f.name, out)
 		}
@@ -218,7 +231,7 @@ Subsystem sftp internal-sftp
 		t.Fatal(err)
 	}
 	copied := filepath.Join(n.b.dir, "file")
-	n.a.run(t, "scp", append(options, file, "root@"+n.b.Addr4().String()+":"+copied)...)
+	n.a.run(t, "scp", append(options, file, login+"@"+n.b.Addr4().String()+":"+copied)...)
 	if got, err := os.ReadFile(copied); err != nil || !bytes.Equal(got, streamBytes(5_000_000)) {
 		t.Errorf("scp: %d bytes, %v", len(got), err)
 	}
@@ -285,18 +298,34 @@ func appendTo(file, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-// notRoot is the beginning of a command line that makes the rest run as somebody else
-// who owns dir.
+// somebody is a user with a shell that PostgreSQL's package brings.
+const somebody = "postgres"
+
+// notRoot is the beginning of a command line that makes the rest run as somebody, who
+// gets dir.
 func notRoot(t *testing.T, dir string) []string {
 	t.Helper()
-	const nobody = 65534
-	if err := os.Chown(dir, nobody, nobody); err == nil {
-		return []string{need(t, "setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"}
+	u, err := user.Lookup(somebody)
+	if err != nil {
+		t.Fatalf("%v: the package postgresql is not installed", err)
 	}
-	// In a user namespace with one user: be another one in a namespace below it.
-	as := []string{need(t, "unshare"), "--user", "--map-user=70", "--map-group=70"}
-	if out, err := exec.Command(as[0], append(as[1:], "true")...).CombinedOutput(); err != nil {
-		t.Fatalf("PostgreSQL cannot run as root, and there is no other user: %v\n%s", err, out)
+	if !inUserNamespace(t) {
+		if out, err := exec.Command("chown", "-R", u.Uid+":"+u.Gid, dir).CombinedOutput(); err != nil {
+			t.Fatalf("chown: %v\n%s", err, out)
+		}
+		return []string{need(t, "setpriv"), "--reuid=" + u.Uid, "--regid=" + u.Gid, "--clear-groups"}
 	}
-	return as
+	// There is one user only. In a namespace below that one may have another number.
+	return []string{need(t, "unshare"), "--user", "--map-user=" + u.Uid, "--map-group=" + u.Gid}
+}
+
+// inUserNamespace reports whether this root is somebody else outside.
+func inUserNamespace(t *testing.T) bool {
+	t.Helper()
+	m, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(m))
+	return len(fields) != 3 || fields[2] != "4294967295"
 }

@@ -91,6 +91,8 @@ func (c *Conn) establish() {
 // receiveOther handles everything after the peer's SYN.
 func (c *Conn) receiveOther(s *Segment) {
 	switch {
+	case s.Flags.Has(RST) && c.finRcvd && c.fin && len(c.buf) == 0 && !c.unacked():
+		return // both directions have ended: a doubled ACK of ours has met nobody
 	case s.Flags.Has(RST):
 		if int32(s.Seq-c.rcvNxt) >= 0 && s.Seq-c.rcvNxt <= defaultWindow {
 			c.failLocked(ErrReset)
