@@ -33,7 +33,8 @@ Why in clear:
   opening        not decided yet`,
 		Example: `  sudo tcpcrypt conns
   sudo tcpcrypt conns --json --closed | jq '.[] | select(.encrypted | not) | [.remote, .reason]'`,
-		Args: cobra.NoArgs,
+		Args:    cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error { return checkSocket(socket) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c := control.Client{Socket: socket}
 			conns, err := c.Conns(cmd.Context(), closed)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetErr(stderr)
 	started := false
 	markStart(root, &started)
-	err := root.ExecuteContext(ctx)
+	err := checkCommand(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return statusDone
 	}
@@ -40,6 +44,26 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return statusUsage
 	}
 	return statusFailed
+}
+
+// checkCommand refuses a command that does not exist. Cobra does so itself, but for
+// one with --help behind it, which gets the root's help and success.
+func checkCommand(root *cobra.Command, args []string) error {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+	cmd, rest, err := root.Find(args)
+	if err != nil || cmd != root {
+		return err
+	}
+	for _, arg := range rest {
+		switch {
+		case arg == cobra.ShellCompRequestCmd, arg == cobra.ShellCompNoDescRequestCmd: // from a shell's completion
+			return nil
+		case !strings.HasPrefix(arg, "-"): // the root's flags take no arguments
+			return fmt.Errorf("unknown command %q for %q", arg, root.Name())
+		}
+	}
+	return nil
 }
 
 // complain writes an error, and what to do about it if it knows.
@@ -85,9 +109,44 @@ Exit status: 0 done, 1 failed, 2 wrong usage; lab passes on its command's.`,
 		Args:          cobra.NoArgs, // or a command that does not exist would get the help, and 0
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.Version = fullVersion()
+	root.SetVersionTemplate("tcpcrypt {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetHelpCommand(newHelp(root))
 	root.AddCommand(newUp(), newCheck(), newConns(), newLab(), newVersion())
 	return root
+}
+
+// newHelp is cobra's own but that help about a command that does not exist is wrong
+// usage, not a success.
+func newHelp(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		Args: func(_ *cobra.Command, args []string) error {
+			_, rest, err := root.Find(args)
+			if err == nil && len(rest) > 0 {
+				err = fmt.Errorf("help: there is no command %q", strings.Join(args, " "))
+			}
+			return err
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) (names []string, d cobra.ShellCompDirective) {
+			for _, sub := range root.Commands() {
+				if len(args) == 0 && sub.IsAvailableCommand() {
+					names = append(names, sub.Name()+"\t"+sub.Short)
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return err
+			}
+			cmd.InitDefaultHelpFlag() // or the help does not list it
+			return cmd.Help()
+		},
+	}
 }
 
 // A failure is an error with what to do about it.
