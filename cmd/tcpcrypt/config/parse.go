@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -39,15 +40,10 @@ func Parse(file string, data []byte) (*Config, []Problem) {
 		}
 		return nil, []Problem{{File: file, Line: line, Text: "not UTF-8 text"}}
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors begin a file with this mark
 	var doc map[string]any
 	if err := toml.Unmarshal(data, &doc); err != nil {
-		p := Problem{File: file, Line: 1, Text: strings.TrimPrefix(err.Error(), "toml: ")}
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
-			p.Line, _ = de.Position()
-			p.Key = strings.Join(de.Key(), ".")
-		}
-		return nil, []Problem{p}
+		return nil, []Problem{syntaxProblem(file, data, err)}
 	}
 	r := &reader{file: file, lines: lines(data)}
 	c := Default()
@@ -66,6 +62,10 @@ func Parse(file string, data []byte) (*Config, []Problem) {
 	if len(r.problems) == 0 {
 		// What only the whole can tell.
 		if err := c.Routing().Validate(); err != nil {
+			var e *routing.Error
+			if errors.As(err, &e) && e.Fix != "" {
+				err = fmt.Errorf("%w; %s", e.Err, e.Fix)
+			}
 			r.add("", "%v", err)
 		}
 	}
@@ -74,6 +74,40 @@ func Parse(file string, data []byte) (*Config, []Problem) {
 		return nil, r.problems
 	}
 	return c, nil
+}
+
+// syntaxProblem tells of a document that is no TOML.
+func syntaxProblem(file string, data []byte, err error) Problem {
+	p := Problem{File: file, Line: 1, Text: strings.TrimPrefix(err.Error(), "toml: ")}
+	var de *toml.DecodeError
+	if !errors.As(err, &de) {
+		return p
+	}
+	p.Line, _ = de.Position()
+	p.Key = strings.Join(de.Key(), ".")
+	if strings.Contains(p.Text, "already") { // the decoder's word for a name that comes again
+		p.Text = "is there twice; want it once"
+		if table := tableAt(data, p.Line); table != "" && len(de.Key()) == 1 && table != p.Key {
+			p.Key = table + "." + p.Key
+		}
+	}
+	return p
+}
+
+// tableAt is the name of the table that a line of the document is in, "" for none.
+// The document need not parse.
+func tableAt(data []byte, line int) (name string) {
+	for i, l := range bytes.Split(data, []byte("\n")) {
+		if i >= line {
+			break
+		}
+		header, _, _ := bytes.Cut(l, []byte("#"))
+		header = bytes.TrimSpace(header)
+		if len(header) > 2 && header[0] == '[' && header[len(header)-1] == ']' {
+			name = strings.Trim(string(header), "[] \t")
+		}
+	}
+	return name
 }
 
 // Routing is the part of the configuration that the host's network is set up from.
@@ -109,7 +143,7 @@ func (c *Config) readInterface(t table) {
 		switch {
 		case err != nil, addr.Is4() != a.v4, addr.Zone() != "":
 			t.add(a.key, "%q is not an %s address; want one without prefix length, such as %q", s, family, a.addr.String())
-		case addr.IsUnspecified(), addr.IsMulticast(), addr.IsLoopback(), addr.IsLinkLocalUnicast():
+		case !addr.IsGlobalUnicast(), addr.Is4In6(): // private ones are, too
 			t.add(a.key, "%s cannot be the address of a link; want an otherwise unused one, such as %q", s, a.addr.String())
 		default:
 			*a.addr = addr
@@ -182,7 +216,7 @@ func names[T interface {
 		want = append(want, v.String())
 	}
 	list := strings.Join(want, ", ")
-	if len(ss) == 0 {
+	if len(ss) == 0 && !t.hasProblem(key) {
 		t.add(key, "is empty; want some of: %s", list)
 	}
 	for _, it := range ss {

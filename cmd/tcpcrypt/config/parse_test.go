@@ -92,7 +92,11 @@ func TestProblems(t *testing.T) {
 	}{
 		"syntax":                {"[[inbound]]\nports = \n", []string{"f:2: |at start of value|"}},
 		"not UTF-8":             {rule + "# \xff\n", []string{"f:3: |not UTF-8|"}},
-		"table twice":           {rule + "[crypto]\n[crypto]\n", []string{"f:4: crypto: |exists|"}},
+		"table twice":           {rule + "[crypto]\n[crypto]\n", []string{"f:4: crypto: |there twice|"}},
+		"key twice":             {rule + "[interface] # the link\nname = 'x'\n\nname = 'y'\n", []string{"f:6: interface.name: |there twice|"}},
+		"key twice at the top":  {"a = 1\na = 2\n", []string{"f:2: a: |there twice|"}},
+		"no value":              {rule + "policy\n", []string{"f:3: ||"}},
+		"NUL":                   {rule + "\x00", []string{"f:3: ||"}},
 		"nothing to do":         {"[crypto]\nnonce = 1\n", []string{"f:1: |nothing to do|"}},
 		"unknown table":         {rule + "[cypto]\n", []string{"f:3: cypto: |did you mean crypto?|"}},
 		"unknown key":           {rule + "[interface]\nnam = 'x'\n", []string{"f:4: interface.nam: |did you mean name?|"}},
@@ -108,6 +112,8 @@ func TestProblems(t *testing.T) {
 		"address with length":   {rule + "[interface]\nhost4 = '10.0.0.1/30'\n", []string{"f:4: interface.host4: |without prefix length|"}},
 		"wrong family":          {rule + "[interface]\nhost6 = '10.0.0.1'\n", []string{"f:4: interface.host6: |not an IPv6 address|"}},
 		"loopback address":      {rule + "[interface]\nhost4 = '127.0.0.1'\n", []string{"f:4: interface.host4: |cannot be|"}},
+		"broadcast address":     {rule + "[interface]\nhost4 = '255.255.255.255'\n", []string{"f:4: interface.host4: |cannot be|"}},
+		"mapped link address":   {rule + "[interface]\nhost6 = '::ffff:10.0.0.1'\n", []string{"f:4: interface.host6: ||"}},
 		"same address":          {rule + "[interface]\nstack4 = '198.18.0.1'\n", []string{"f:4: interface.stack4: |same address|"}},
 		"on_exit later":         {rule + "[interface]\non_exit = 'closed'\n", []string{"f:4: interface.on_exit: |not there yet|"}},
 		"on_exit unknown":       {rule + "[interface]\non_exit = 'ajar'\n", []string{"f:4: interface.on_exit: |unknown value|"}},
@@ -131,6 +137,7 @@ func TestProblems(t *testing.T) {
 		"unknown tep":           {rule + "[crypto]\nteps = ['p384']\n", []string{"f:4: crypto.teps[0]: |one of: curve25519, p256, p521, curve448|"}},
 		"tep twice":             {rule + "[crypto]\nteps = ['p256', 'p256']\n", []string{"f:4: crypto.teps[1]: |twice|"}},
 		"no aeads":              {rule + "[crypto]\naeads = []\n", []string{"f:4: crypto.aeads: |is empty|"}},
+		"aead of another type":  {rule + "[crypto]\naeads = [3]\n", []string{"f:4: crypto.aeads[0]: |want a string, not a number|"}},
 		"bad nonce":             {rule + "[crypto]\nnonce = 9\nresumption = 1\n", []string{"f:4: crypto.nonce: |0 to 8|", "f:5: crypto.resumption: |want true or false|"}},
 		"second rule":           {rule + "\n[[inbound]]\nports = ['x']\n", []string{"f:5: inbound[1].ports[0]: ||"}},
 		"dotted and inline":     {"interface.mtu = 3\noutbound = [{to = ['x']}]\n", []string{"f:1: interface.mtu: ||", "f:2: outbound[0].to[0]: ||"}},
@@ -152,6 +159,25 @@ func TestProblems(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMark: a file from an editor that begins every file with a byte order mark.
+func TestMark(t *testing.T) {
+	if _, problems := Parse("f", []byte("\ufeff[[inbound]]\nports = ['1']\n")); len(problems) > 0 {
+		t.Error(problems)
+	}
+	_, problems := Parse("f", []byte("\ufeff[[inbound]]\nports = ['x']\n"))
+	if len(problems) != 1 || problems[0].Line != 2 {
+		t.Errorf("problems %v, want one in line 2", problems)
+	}
+}
+
+// TestTooManyRules: what only the whole can tell has a remedy, too.
+func TestTooManyRules(t *testing.T) {
+	doc := strings.Repeat("[[outbound]]\nto = ['10.0.0.1']\n", 10000)
+	if _, problems := Parse("f", []byte(doc)); len(problems) != 1 || !strings.Contains(problems[0].Text, "; join rules") {
+		t.Errorf("problems %v", problems)
 	}
 }
 
