@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	stocktcp "gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -82,11 +83,22 @@ func TestInboundFromOnePortTwice(t *testing.T) {
 		}
 		waitFor(t, "the connection is closed", func() bool { return len(b.relay.Conns(false)) == 0 })
 		_ = c.Close()
+		waitFor(t, "all but TIME_WAIT is over", func() bool { return onlyTimeWait(a.programs) && onlyTimeWait(b.relay.net) })
 		// What the client's own TCP keeps of it is ended, as a program may ask.
 		for _, ep := range a.programs.RegisteredEndpoints() {
 			ep.Abort()
 		}
 	}
+}
+
+// onlyTimeWait reports whether s has no endpoint in another state.
+func onlyTimeWait(s *nstack.Stack) bool {
+	for _, ep := range s.RegisteredEndpoints() {
+		if e, ok := ep.(interface{ State() uint32 }); ok && stocktcp.EndpointState(e.State()) != stocktcp.StateTimeWait {
+			return false
+		}
+	}
+	return true
 }
 
 // dialFrom dials from a port that others may have, too.
