@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -47,7 +48,9 @@ func (s *Stack) logOpen(c *conn, e encryption) {
 	case !e.encrypted:
 		s.log.LogAttrs(context.Background(), slog.LevelInfo, "in clear", append(attrs, slog.String("reason", string(e.reason)))...)
 	case e.sessionID == nil:
-		s.log.LogAttrs(context.Background(), slog.LevelInfo, "key exchange failed", append(attrs, slog.Any("err", c.cause()))...)
+		// TCP knows why before the pumps have noticed.
+		err := cmp.Or(secureError(c.wire.ep), c.cause(), errNotReady)
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "key exchange failed", append(attrs, slog.Any("err", err))...)
 	default:
 		s.log.LogAttrs(context.Background(), slog.LevelInfo, "encrypted", append(attrs,
 			slog.Any("role", e.role), slog.Any("tep", e.tep), slog.Any("aead", e.aead))...)

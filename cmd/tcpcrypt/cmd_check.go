@@ -21,7 +21,7 @@ func newCheck() *cobra.Command {
 		Short: "Check a configuration without touching anything",
 		Long: `Checks a configuration as a whole. Silent if it is right; else every problem is a line on standard error,
 FILE:LINE: key: what is wrong and what would be right, and the exit status is 1.`,
-		Example: `  tcpcrypt check tcpcrypt.toml && sudo systemctl restart tcpcrypt`,
+		Example: `  tcpcrypt check tcpcrypt.toml && sudo tcpcrypt up -c tcpcrypt.toml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			_, err := readConfig(cmd.ErrOrStderr(), args[0])
