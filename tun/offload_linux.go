@@ -109,8 +109,10 @@ func (o *offload) receive(in *inbox) error {
 		return o.err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return errStopped
-	default: // the poller has no other reason
+	case o.device.closing():
 		return ErrClosed
+	default: // not pollable: the kernel reports an error on a device that is no more
+		return ErrDeleted
 	}
 }
 
