@@ -14,7 +14,8 @@ import (
 	"github.com/tcpcrypt/tcpcrypt/tun"
 )
 
-// stopLimit bounds each of the two ways of resetting what is captured, at a stop.
+// stopLimit bounds each step of a stop that waits for others: the two ways of resetting
+// what is captured, and the end of the stack.
 const stopLimit = 3 * time.Second
 
 // Options is what Run needs.
@@ -137,7 +138,7 @@ func (d *daemon) stop() error {
 		errs = append(errs, d.host.Close())
 	}
 	if d.stack != nil {
-		errs = append(errs, d.stack.Close())
+		errs = append(errs, within(stopLimit, d.stack.Close))
 	}
 	if d.device != nil {
 		errs = append(errs, d.device.Close())
@@ -146,6 +147,21 @@ func (d *daemon) stop() error {
 		errs = append(errs, d.server.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// within gives up waiting for f after limit: by then the host is as it was, and the
+// process is about to end.
+func within(limit time.Duration, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+		return errors.New("the TCP stack did not end in time")
+	}
 }
 
 // bypass is asked by the device's reader, which New starts before it returns the

@@ -24,6 +24,7 @@ const (
 	headerLimit  = 16 << 10         // bytes
 	clientLimit  = 64               // connections to the socket at once
 	closeLimit   = time.Second
+	maxPath      = len(unix.RawSockaddrUnix{}.Path) - 1 // bytes
 )
 
 // A server answers on the control socket. Only root and the daemon's own user may ask:
@@ -37,6 +38,10 @@ type server struct {
 // listen serves on a new socket at path. A socket that nobody serves any more is
 // replaced; one that is in use, or anything else at path, is an error.
 func listen(path string, conns func(closed bool) []control.Conn, log *slog.Logger) (*server, error) {
+	if len(path) > maxPath {
+		return nil, &Error{What: "listen on the control socket " + path,
+			Err: fmt.Errorf("%d bytes are too long for a socket", len(path)), Fix: fmt.Sprintf("a path of at most %d bytes, with --socket PATH", maxPath)}
+	}
 	if err := makeWay(path); err != nil {
 		return nil, err
 	}

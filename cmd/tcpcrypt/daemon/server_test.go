@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -13,6 +14,10 @@ import (
 
 	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
 )
+
+// The main thread stays where it is: another network namespace is one of a thread, and
+// what asks for this process's would find that one.
+func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
