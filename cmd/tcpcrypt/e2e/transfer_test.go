@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -69,16 +70,41 @@ func TestTwoHundredRequestsTwentyAtATimeAreAllAnswered(t *testing.T) {
 	if err := errors.Join(errors.Join(errs...), server.failures()); err != nil {
 		t.Fatal(err)
 	}
+	if ids := sessionIDsOf(t, a); len(ids) != len(errs) {
+		t.Errorf("%d session ids, want %d different ones", len(ids), len(errs))
+	}
+}
+
+// sessionIDsOf lists those of all connections, which have to be encrypted.
+func sessionIDsOf(t *testing.T, d *daemon) map[string]bool {
+	t.Helper()
 	ids := make(map[string]bool)
-	for _, c := range a.conns(t) {
-		if !c.Encrypted {
-			t.Errorf("not encrypted: %v", c)
+	for _, c := range d.conns(t) {
+		if c.SessionID == nil {
+			t.Errorf("host %s: no session id: %v", d.node.Name(), c)
 			continue
 		}
 		ids[*c.SessionID] = true
 	}
-	if len(ids) != len(errs) {
-		t.Errorf("%d session ids, want %d different ones", len(ids), len(errs))
+	return ids
+}
+
+// A connection that is over in a millisecond is shown like any other, by both ends.
+func TestShortConnectionsAreShownWhole(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, networkOptions{})
+	a, b := n.daemons(t)
+	server := n.b.serveTransfers(t, 80)
+	errs := make([]error, 900) // as many as are kept of closed ones, and some less
+	parallel(t, 8, len(errs), func(ctx context.Context, i int) {
+		_, errs[i] = n.a.transfer(ctx, netip.AddrPortFrom(n.b.addr(i%2 == 1), 80), 1, 1)
+	})
+	if err := errors.Join(errors.Join(errs...), server.failures()); err != nil {
+		t.Fatal(err)
+	}
+	opened, taken := sessionIDsOf(t, a), sessionIDsOf(t, b)
+	if len(opened) != len(errs) || !maps.Equal(opened, taken) {
+		t.Errorf("%d session ids here and %d there, want the same %d", len(opened), len(taken), len(errs))
 	}
 }
 
