@@ -332,7 +332,7 @@ func serve(t *testing.T, there func(func()), port string) {
 				return
 			}
 			wg.Go(func() {
-				defer c.Close()
+				defer func() { _ = c.Close() }()
 				buf := make([]byte, 1024)
 				for {
 					n, err := c.Read(buf)

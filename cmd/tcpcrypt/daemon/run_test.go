@@ -225,7 +225,7 @@ func TestConnectionsAreShownAndReset(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		if _, err := io.WriteString(c, "twelve bytes"); err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +282,13 @@ func TestJSONOfAConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
+	if _, err := c.Write([]byte("x")); err != nil { // what has come back is of an open connection
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	hc := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
 	}}}
@@ -294,13 +300,13 @@ func TestJSONOfAConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
 	golden := `[{"id":N,"direction":"outbound","local":"10.1.1.1:N","remote":"10.1.1.2:80","state":"open","encrypted":false,` +
-		`"reason":"no-eno","role":null,"tep":null,"aead":null,"session_id":null,"resumed":false,"bytes_sent":0,"bytes_received":0}]`
+		`"reason":"no-eno","role":null,"tep":null,"aead":null,"session_id":null,"resumed":false,"bytes_sent":1,"bytes_received":1}]`
 	got := regexp.MustCompile(`"id":\d+`).ReplaceAllString(strings.TrimSpace(string(body)), `"id":N`)
 	got = regexp.MustCompile(`10\.1\.1\.1:\d+`).ReplaceAllString(got, "10.1.1.1:N")
 	if got != golden || resp.Header.Get("Content-Type") != "application/json" {
@@ -316,7 +322,7 @@ func TestStartAfterKill(t *testing.T) {
 		r := &record{ready: make(chan struct{})}
 		go func() {
 			<-r.ready
-			fmt.Println("stands")
+			_, _ = os.Stdout.WriteString("stands\n")
 		}()
 		t.Fatal(Run(t.Context(), options(t, both, os.Getenv(socketOf), r)))
 	}
