@@ -71,9 +71,7 @@ func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
 	if signal.Ignored(syscall.SIGHUP) {
 		return context.WithCancel(ctx)
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
-	context.AfterFunc(ctx, stop) // a second one ends us at once
-	return ctx, stop
+	return endedBy(ctx, syscall.SIGHUP)
 }
 
 // checkSocket refuses what a user cannot mean, and Go would take for something else: ""

@@ -33,8 +33,7 @@ func Run(ctx context.Context, o Options) error {
 	err := d.start(ctx)
 	switch {
 	case err == nil:
-		d.log.Info("ready", slog.String("device", d.device.Name()), slog.String("socket", o.Socket),
-			slog.Int("outbound", len(o.Config.Outbound)), slog.Int("inbound", len(o.Config.Inbound)))
+		d.sayReady()
 		select {
 		case <-ctx.Done():
 			d.log.Info("stopping")
@@ -45,6 +44,16 @@ func Run(ctx context.Context, o Options) error {
 		err = nil // told to stop before it stood: not a failure, once undone
 	}
 	return errors.Join(err, d.stop())
+}
+
+// sayReady logs the line that others wait for, whatever the level of the log.
+func (d *daemon) sayReady() {
+	r := slog.NewRecord(time.Now(), slog.LevelInfo, "ready", 0)
+	r.AddAttrs(slog.String("device", d.device.Name()), slog.String("socket", d.o.Socket),
+		slog.Int("outbound", len(d.o.Config.Outbound)), slog.Int("inbound", len(d.o.Config.Inbound)))
+	if err := d.log.Handler().Handle(context.Background(), r); err != nil {
+		d.log.Debug("nobody reads the log", slog.Any("err", err))
+	}
 }
 
 // A daemon is what start has set up so far.
