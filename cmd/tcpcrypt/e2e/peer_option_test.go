@@ -57,6 +57,28 @@ func TestOpenerMarksEverySegmentUntilThePeersFirst(t *testing.T) {
 	}
 }
 
+// A bare ACK of more than the SYN is a segment heard, too.
+func TestOpenerStopsMarkingAtABareACKOfItsData(t *testing.T) {
+	t.Parallel()
+	o := newOutbound(t, everything(opportunistic, everyAlgorithm))
+	var second uint32 // sequence number of Init1's second segment, lost once
+	cfg := wirepeer.Config{TEPs: []wirepeer.TEP{wirepeer.P521}}
+	_, s := o.encrypted(t, wirepeer.Script{MSS: 100, In: func(seg *wirepeer.Segment) bool {
+		if len(seg.Payload) > 0 && second == 0 && !bytes.HasPrefix(seg.Payload, []byte{0x15, 0x10}) {
+			second = seg.Seq
+			return false
+		}
+		return true
+	}}, cfg)
+	again := firstOf(s.Conn, func(seg *wirepeer.Traced) bool { return !seg.Out && len(seg.Payload) > 0 && seg.Seq == second })
+	if second == 0 || len(again.Payload) == 0 {
+		t.Fatalf("Init1 did not come in two segments: %v", &again.Segment)
+	}
+	if again.HasENO() {
+		t.Errorf("ENO after a bare ACK of the first segment: %v", &again.Segment)
+	}
+}
+
 func TestSYNOfTheOpenerIsRepeatedUnchanged(t *testing.T) {
 	t.Parallel()
 	o := newOutbound(t, everything(require, everyAlgorithm))

@@ -132,6 +132,16 @@ func TestRequireFailsWhereverENOFails(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// The program's SYN is held until Init2 has come: another connection takes its time.
+		other, l2 := o.server(t, false, func() wirepeer.Script { return wirepeer.Script{Answer: wirepeer.Config{}.Answer} })
+		exchanged := l2.handshake(wirepeer.Config{})
+		o.a.mustDial(t, other)
+		exchanged(t)
+		select {
+		case err := <-dialled:
+			t.Fatalf("the program's connect ended before Init2 came: %v", err)
+		default:
+		}
 		peer.Write([]byte("not Init2, whatever it is: long enough to be one, and then some more of it"))
 		if err := <-dialled; err == nil {
 			t.Error("connected")
