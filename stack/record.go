@@ -31,6 +31,7 @@ type conn struct {
 
 	mu  sync.Mutex
 	enc encryption // guarded by mu
+	neg *ENO       // what negotiated, nil if nothing did; guarded by mu
 	err error      // first cause of broken; guarded by mu
 }
 
@@ -68,10 +69,22 @@ func (c *conn) decidePlain(r tcpcrypt.Reason) {
 	c.enc = encryption{reason: r}
 }
 
-func (c *conn) decide(e encryption) {
+func (c *conn) decide(e encryption, neg *ENO) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.enc = e
+	c.enc, c.neg = e, neg
+}
+
+// known is encryption, with what the key exchange has brought meanwhile: a short
+// connection may be over before its handler has looked.
+func (c *conn) known() encryption {
+	c.mu.Lock()
+	e, neg := c.enc, c.neg
+	c.mu.Unlock()
+	if neg != nil && e.encrypted && e.sessionID == nil {
+		return c.settle(neg)
+	}
+	return e
 }
 
 func (c *conn) encryption() encryption {
@@ -101,7 +114,7 @@ func (c *conn) cause() error {
 }
 
 func (c *conn) snapshot() Conn {
-	e := c.encryption()
+	e := c.known()
 	return Conn{
 		ID: c.id, Direction: c.dir, Local: c.local, Remote: c.remote,
 		State: State(c.state.Load()), Policy: c.rule.Policy, Label: c.rule.Label,

@@ -136,7 +136,7 @@ func (c *conn) settle(neg *ENO) encryption {
 			}
 		}
 	}
-	c.decide(e)
+	c.decide(e, neg)
 	return e
 }
 
