@@ -68,11 +68,11 @@ func writeConnsJSON(w io.Writer, conns []control.Conn) error {
 // the eye to compare.
 func writeConns(w io.Writer, conns []control.Conn) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tDIRECTION\tLOCAL\tREMOTE\tSTATE\tENCRYPTION\tROLE\tSESSION ID\tSENT\tRECEIVED")
+	fmt.Fprintln(t, "ID\tDIRECTION\tLOCAL\tREMOTE\tSTATE\tENCRYPTED\tROLE\tSESSION ID\tSENT\tRECEIVED")
 	for _, c := range conns {
-		how := "in clear: " + orDash(c.Reason)
+		how := "no: " + orDash(c.Reason)
 		if c.Encrypted {
-			how = orDash(c.TEP) + " " + orDash(c.AEAD)
+			how = "yes: " + orDash(c.TEP) + " " + orDash(c.AEAD)
 			if c.Resumed {
 				how += " resumed"
 			}
