@@ -1,7 +1,8 @@
 # Thin on purpose: what go can do, go does.
 GO      ?= go
 PREFIX  ?= /usr/local
-LINT    ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+# Not LINT: make has that name built in, as "lint", and ?= leaves it so.
+GOLANGCI ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 OTHERS  := darwin windows freebsd
 
 build: stack/tcp/.patched ## the tcpcrypt binary, in bin/
@@ -24,7 +25,7 @@ test: build ## all tests, in namespaces where they need a network, with the race
 	$(GO) test -race -count=1 ./... # not from the cache, which does not see that e2e builds the binary
 
 lint: stack/tcp/.patched ## golangci-lint, as strict as .golangci.yml says
-	$(LINT) run ./...
+	$(GOLANGCI) run ./...
 
 fuzz: stack/tcp/.patched ## each fuzz target for FUZZTIME (10s)
 	@for pkg in $$($(GO) list ./...); do \
