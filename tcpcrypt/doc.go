@@ -1,7 +1,8 @@
 // Package tcpcrypt is the wire protocol of RFC 8547 (TCP-ENO) and RFC 8548
 // (tcpcrypt): options, negotiation, key exchange, records, resumption. It does no
-// I/O, starts no goroutine and reads no clock: it is fed the bytes that came and
-// returns the bytes to send and what was decided.
+// I/O and starts no goroutine: it is fed the bytes that came and returns the bytes to
+// send and what was decided. Time makes it replace keys that are old and forget sessions
+// that are, nothing else.
 //
 // A connection goes through three values, each made by the one before:
 //
@@ -17,6 +18,20 @@
 //	s := kx.Session()
 //	frame, err := s.Sealer().Seal(nil, data, tcpcrypt.Flags{})
 //	opened, err := s.Opener().Open(frameOfThePeer)
+//
+// # Resumption
+//
+// A [Cache] keeps what a later connection to the same peer needs to do without a key
+// exchange. The package gives it nothing and takes nothing from it by itself:
+//
+//	id := cache.Put(peer, active, s.TakeNext())        // when s is there
+//	o.Offer = cache.Claim(peer, o)                     // before we open
+//	o.Lookup = func(t tcpcrypt.TEP, half [9]byte) *tcpcrypt.Resumable {
+//		return cache.Lookup(t, half, o)            // when we are opened to
+//	}
+//
+// A connection that must not resume gets neither Offer nor Lookup; one of which nothing
+// is to be kept is not put: Session.Wipe erases what follows from it.
 //
 // # Roles
 //

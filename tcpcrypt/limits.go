@@ -1,5 +1,7 @@
 package tcpcrypt
 
+import "time"
+
 // What a peer can make us hold or compute, and how long a key lasts.
 const (
 	// maxInitLen bounds message_len: the largest useful Init1 has about 620 bytes, and
@@ -23,6 +25,18 @@ const (
 	// MaxKeySeconds is how long one key should be used. There is no clock here: whoever
 	// has one calls Sealer.Rekey.
 	MaxKeySeconds = 3600
+)
+
+// A Cache's bounds unless its options say otherwise. A session takes about 2 KiB in it:
+// a peer pays a whole key exchange for each.
+const (
+	defaultCacheEntries = 4096
+	defaultCachePerPeer = 64
+	defaultCacheAge     = time.Hour
+
+	// maxPerDestination is how many sessions with one address, port and TEP wait for
+	// opens of ours: as many connections opened at once resume different ones.
+	maxPerDestination = 8
 )
 
 // A keyBudget is how much one traffic key protects.

@@ -23,8 +23,8 @@ const (
 // with what goes on from its original session: the AEAD and the roles. It secures one
 // connection at most. Not safe for concurrent use.
 //
-// [Session.TakeNext] starts a chain of them. Who opens, or keeps many of them to be
-// opened to, calls Claim for each attempt, successful or not, and keeps the rest.
+// [Session.TakeNext] starts a chain of them, and a [Cache] keeps such chains. Without
+// one, call Claim for each attempt, successful or not, and keep the rest.
 type Resumable struct {
 	_       noCopy
 	secret  *secret // nil once spent or wiped
@@ -32,7 +32,8 @@ type Resumable struct {
 	claimed bool    // ss[i+1] is another's, so no session made from this gives it away
 	tep     TEP
 	aead    AEAD
-	role    Role // ours in the original session
+	role    Role   // ours in the original session
+	chain   uint64 // the ID in the cache that it was claimed from, 0 for none
 }
 
 // Format makes every verb print nothing of use.
@@ -46,6 +47,10 @@ func (r *Resumable) Index() uint64 { return r.index }
 
 // AEAD returns the AEAD of the session.
 func (r *Resumable) AEAD() AEAD { return r.aead }
+
+// Chain returns the ID, in the cache that r was claimed from, of the session that r is
+// of; 0 if it comes from none.
+func (r *Resumable) Chain() uint64 { return r.chain }
 
 // Halves returns the halves of the identifier resume[i]: ours, which we send, and the
 // peer's, by which we know its offer. They go by the roles in the original session.
