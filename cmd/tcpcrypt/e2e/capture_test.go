@@ -10,7 +10,7 @@ import (
 
 	"github.com/gopacket/gopacket/pcapgo"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // ethernetHeaderLen is what precedes the IP packet in a capture of a link.

@@ -19,8 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
 	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/lab"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // everything is a configuration under which all TCP within the test's network, wire

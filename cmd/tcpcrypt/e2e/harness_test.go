@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // The harness itself, without any daemon: what fails here is no fault of the product.

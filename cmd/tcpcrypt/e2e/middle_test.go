@@ -9,7 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // A middle stands in the router's place between all hosts: whatever the router would

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // The daemon plays A here, and the peer is a server that is odd or wrong.

@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // What can be wrong with the stream of frames, and what has to be put up with.

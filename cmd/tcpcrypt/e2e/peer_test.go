@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // everyAlgorithm is a [crypto] section that has them all.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/e2e/wirepeer"
+	"github.com/tcpcrypt/tcpcrypt/stack/conformance/wirepeer"
 )
 
 // What a capture of the wire shows.

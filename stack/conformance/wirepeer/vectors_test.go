@@ -15,7 +15,7 @@ import (
 )
 
 // The vectors were made elsewhere; the product's tests read the same copy.
-const vectorsDir = "../../../../tcpcrypt/testdata/vectors"
+const vectorsDir = "../../../tcpcrypt/testdata/vectors"
 
 func readVectors(t *testing.T, file string, into any) {
 	t.Helper()
