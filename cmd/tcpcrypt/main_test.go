@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -25,6 +26,11 @@ func TestScript(t *testing.T) {
 
 // TestSignalsStopUpInOrder: status 0 says that all is undone.
 func TestSignalsStopUpInOrder(t *testing.T) {
+	// Under nohup SIGHUP is ignored, and the programs that we start would inherit that;
+	// a signal that we hear they get with its default.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hangups) })
 	for name, signals := range map[string][]syscall.Signal{
 		"SIGINT":                 {syscall.SIGINT},
 		"SIGTERM":                {syscall.SIGTERM},
