@@ -107,23 +107,8 @@ func (s *Stack) assemble() error {
 		NetworkProtocols:   []nstack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []nstack.TransportProtocolFactory{s.newTCP()},
 	})
-	sack, delay, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPDelayEnabled(false), tcpip.TCPModerateReceiveBufferOption(true)
-	recovery := tcpip.TCPRACKLossDetection
-	if s.opt.NoRACK {
-		recovery = 0
-	}
-	cc, wait, reuse := tcpip.CongestionControlOption("cubic"), tcpip.TCPTimeWaitTimeoutOption(timeWait), tcpip.TCPTimeWaitReuseGlobal
-	for _, opt := range []tcpip.SettableTransportProtocolOption{
-		&sack, &delay, &moderate, &recovery, &cc, &wait, &reuse,
-		&tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
-		&tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
-	} {
-		if err := s.net.SetTransportProtocolOption(tcp.ProtocolNumber, opt); err != nil {
-			return fmt.Errorf("stack: set %T: %w", opt, tcpipError(err))
-		}
-	}
-	if err := s.net.SetPortRange(firstPort, lastPort); err != nil {
-		return fmt.Errorf("stack: set the port range: %w", tcpipError(err))
+	if err := TuneTCP(s.net, s.opt.NoRACK); err != nil {
+		return err
 	}
 	// The forwarders' own limits are never met: admit counts first.
 	s.outbound = tcp.NewForwarder(s.net, defaultBuffer, 2*s.opt.Limits.Dials, s.dialOut)

@@ -1,0 +1,89 @@
+package socket
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"github.com/tcpcrypt/tcpcrypt/stack"
+	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
+)
+
+// Security is what protects a connection.
+type Security struct {
+	Encrypted bool
+	Reason    tcpcrypt.Reason // why it is in clear; empty if it is encrypted
+
+	// The following are zero if the connection is in clear.
+
+	// SessionID is the same at both ends if and only if nobody is between them, and
+	// different for every connection. It is not secret.
+	SessionID tcpcrypt.SessionID
+	TEP       tcpcrypt.TEP
+	AEAD      tcpcrypt.AEAD
+	Role      tcpcrypt.Role
+	Resumed   bool // keys come from an earlier connection's secret
+
+	PeerApplicationAware bool
+}
+
+// Security waits until it is known what protects the connection, as
+// tls.Conn.HandshakeContext does, and returns it. A dialled connection knows at once, an
+// accepted one when keys are exchanged. What was known stays so after Close.
+//
+// The error is a *net.OpError with ctx's error, or with why there is nothing to
+// tell: the key exchange failed, or the connection was closed before.
+func (c *Conn) Security(ctx context.Context) (Security, error) {
+	if c.secure != nil {
+		select {
+		case <-c.secure.Ready(): // first: it is known though ctx is over
+		default:
+			select {
+			case <-c.secure.Ready():
+			case <-ctx.Done():
+				return Security{}, c.opError("handshake", contextError(ctx))
+			case <-c.closed:
+				return Security{}, c.opError("handshake", net.ErrClosed)
+			case <-c.net.done:
+				return Security{}, c.opError("handshake", net.ErrClosed)
+			}
+		}
+	}
+	s, err := c.security()
+	if err != nil {
+		return Security{}, c.opError("handshake", err)
+	}
+	return s, nil
+}
+
+func (c *Conn) security() (Security, error) {
+	if c.eno == nil {
+		reason := tcpcrypt.ReasonLimit // a SYN cookie
+		if c.opt.Policy == stack.Bypass {
+			reason = tcpcrypt.ReasonPolicy
+		}
+		return Security{Reason: reason}, nil
+	}
+	o, decided := c.eno.Outcome()
+	if decided && !o.Encrypted {
+		return Security{Reason: o.Reason}, nil
+	}
+	session := c.eno.TCPCryptSession()
+	if session == nil {
+		if cause := c.secure.Err(); cause != nil {
+			return Security{}, protocolError(cause)
+		}
+		return Security{}, errNoKeys
+	}
+	return Security{
+		Encrypted:            true,
+		SessionID:            session.ID(),
+		TEP:                  o.TEP,
+		AEAD:                 session.AEAD(),
+		Role:                 o.Role,
+		Resumed:              o.Resumed,
+		PeerApplicationAware: o.PeerApplicationAware,
+	}, nil
+}
+
+var errNoKeys = errors.New("socket: the connection ended before keys were exchanged")
