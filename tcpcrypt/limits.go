@@ -22,8 +22,8 @@ const (
 	// bound within our reach: nearly always MaxKeyBytes comes first.
 	MaxKeyFramesChaCha20Poly1305 = 1 << 32
 
-	// MaxKeySeconds is how long one key should be used. There is no clock here: whoever
-	// has one calls Sealer.Rekey.
+	// MaxKeySeconds is how long one key is used: the Sealer rekeys with the first frame
+	// after it.
 	MaxKeySeconds = 3600
 )
 
@@ -40,11 +40,14 @@ const (
 )
 
 // A keyBudget is how much one traffic key protects.
-type keyBudget struct{ bytes, frames uint64 }
+type keyBudget struct {
+	bytes, frames uint64
+	age           time.Duration
+}
 
 // budget is the most that a key of a may protect, lowered to what is not 0 in lower.
 func (a AEAD) budget(lower keyBudget) keyBudget {
-	b := keyBudget{MaxKeyBytes, MaxKeyFramesGCM}
+	b := keyBudget{MaxKeyBytes, MaxKeyFramesGCM, MaxKeySeconds * time.Second}
 	if a == ChaCha20Poly1305 {
 		b.frames = MaxKeyFramesChaCha20Poly1305
 	}
@@ -53,6 +56,9 @@ func (a AEAD) budget(lower keyBudget) keyBudget {
 	}
 	if lower.frames != 0 {
 		b.frames = min(b.frames, lower.frames)
+	}
+	if lower.age != 0 {
+		b.age = min(b.age, lower.age)
 	}
 	return b
 }

@@ -227,7 +227,7 @@ func TestSpace(t *testing.T) {
 func TestBadOptions(t *testing.T) {
 	for name, o := range map[string]Options{
 		"unknown TEP": {TEPs: []TEP{0x20}}, "TEP twice": {TEPs: []TEP{P256, P256}}, "no TEPs": {TEPs: []TEP{}},
-		"unknown AEAD": {AEADs: []AEAD{3}}, "AEAD twice": {AEADs: []AEAD{1, 1}}, "long nonce": {ShortNonce: 9},
+		"unknown AEAD": {AEADs: []AEAD{3}}, "AEAD twice": {AEADs: []AEAD{1, 1}}, "long nonce": {ShortNonce: 9}, "negative nonce": {ShortNonce: -1}, "negative age": {MaxKeyAge: -1},
 	} {
 		if _, err := NewNegotiation(o, true); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Options says what to offer and accept. The zero value is what most callers want.
@@ -33,6 +34,10 @@ type Options struct {
 	// MaxKeyBytes and MaxKeyFrames lower what one traffic key of ours protects before
 	// we rekey. 0, and more than the constants of these names, means those.
 	MaxKeyBytes, MaxKeyFrames uint64
+
+	// MaxKeyAge lowers how long a key of ours is used: the first frame after it is under
+	// new keys. 0, and more than an hour, means an hour.
+	MaxKeyAge time.Duration
 
 	// ShortNonce makes the nonce of a resumption shorter than 8 bytes, by as many
 	// bytes. Without a nonce a cloned machine may repeat keys.
@@ -64,10 +69,13 @@ func (o Options) withDefaults() (Options, error) {
 	if o.ShortNonce < 0 || o.ShortNonce > maxNonceLen {
 		return o, fmt.Errorf("tcpcrypt: ShortNonce is %d, want 0 to %d", o.ShortNonce, maxNonceLen)
 	}
+	if o.MaxKeyAge < 0 {
+		return o, fmt.Errorf("tcpcrypt: MaxKeyAge is %v, want at least 0", o.MaxKeyAge)
+	}
 	return o, nil
 }
 
-func (o Options) budget() keyBudget { return keyBudget{o.MaxKeyBytes, o.MaxKeyFrames} }
+func (o Options) budget() keyBudget { return keyBudget{o.MaxKeyBytes, o.MaxKeyFrames, o.MaxKeyAge} }
 
 // mayResume reports whether o allows what r brings with it.
 func (o Options) mayResume(r *Resumable) bool {

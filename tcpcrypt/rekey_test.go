@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestRekeyIsFollowedAndAnswered(t *testing.T) {
@@ -153,9 +155,9 @@ func TestBudgets(t *testing.T) {
 
 // TestLowerBudgets come with the options, and go no higher than ours.
 func TestLowerBudgets(t *testing.T) {
-	high := Options{MaxKeyBytes: 1 << 40, MaxKeyFrames: 1 << 40}
+	high := Options{MaxKeyBytes: 1 << 40, MaxKeyFrames: 1 << 40, MaxKeyAge: 2 * time.Hour}
 	a, b := sessions(t, Options{MaxKeyBytes: 1000, MaxKeyFrames: 3}, high, 1000)
-	if b.sealer.budget != (keyBudget{MaxKeyBytes, MaxKeyFramesGCM}) {
+	if b.sealer.budget != (keyBudget{MaxKeyBytes, MaxKeyFramesGCM, time.Hour}) {
 		t.Errorf("budget %+v", b.sealer.budget)
 	}
 	var got []bool
@@ -166,10 +168,45 @@ func TestLowerBudgets(t *testing.T) {
 	if want := []bool{false, false, false, true, false, true, false}; !slices.Equal(got, want) {
 		t.Errorf("rekeyed %v, want %v", got, want)
 	}
-	na, _ := negotiate(t, Options{Offer: a.TakeNext(), MaxKeyFrames: 7}, Options{Lookup: lookupOf(b.TakeNext())})
+	na, _ := negotiate(t, Options{Offer: a.TakeNext(), MaxKeyFrames: 7, MaxKeyAge: time.Minute}, Options{Lookup: lookupOf(b.TakeNext())})
 	s, err := na.ResumedSession()
-	if err != nil || s.sealer.budget.frames != 7 {
+	if err != nil || s.sealer.budget.frames != 7 || s.sealer.budget.age != time.Minute {
 		t.Errorf("resumed: %v, %v", s, err)
+	}
+}
+
+// TestKeyAge: the first frame after it is under new keys, and only that one. An empty one
+// does not run ahead, for its age either.
+func TestKeyAge(t *testing.T) {
+	for _, tt := range []struct{ set, want time.Duration }{
+		{0, time.Hour}, {time.Minute, time.Minute}, {time.Hour + 1, time.Hour},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := sessions(t, Options{MaxKeyAge: tt.set}, Options{}, 1000)
+			time.Sleep(tt.want - 1)
+			if pass(t, a, b, []byte("x"), Flags{}).Rekeyed {
+				t.Errorf("%v: rekeyed early", tt.set)
+			}
+			time.Sleep(1)
+			if !pass(t, a, b, nil, Flags{}).Rekeyed || pass(t, a, b, []byte("x"), Flags{}).Rekeyed {
+				t.Errorf("%v: not rekeyed once at %v", tt.set, tt.want)
+			}
+			time.Sleep(tt.want)
+			if pass(t, a, b, nil, Flags{}).Rekeyed {
+				t.Errorf("%v: rekeyed again with an empty frame", tt.set)
+			}
+			pass(t, b, a, nil, Flags{}) // the answer
+			if !pass(t, a, b, nil, Flags{}).Rekeyed {
+				t.Errorf("%v: not rekeyed once the peer has caught up", tt.set)
+			}
+			time.Sleep(tt.want / 2)
+			a.Sealer().Rekey()
+			pass(t, a, b, []byte("x"), Flags{})
+			time.Sleep(tt.want - 1)
+			if pass(t, a, b, []byte("x"), Flags{}).Rekeyed {
+				t.Errorf("%v: a key that was new at a rekeying is replaced by the old one's age", tt.set)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package tcpcrypt
 import (
 	"encoding/binary"
 	"sync/atomic"
+	"time"
 )
 
 // Flags of a frame to seal. The zero value is plain data.
@@ -29,11 +30,12 @@ type Sealer struct {
 
 	initiate atomic.Bool // Rekey was called
 	budget   keyBudget   // of each key
-	used     keyBudget   // of key's
+	used     keyBudget   // of key's, but for its age
+	since    time.Time   // of key
 }
 
 func newSealer(g *generations, mk *secret, a AEAD, role Role, offset uint64) (*Sealer, error) {
-	s := &Sealer{gen: g, aead: a, role: role, mk: new(secret), offset: offset, budget: a.budget(keyBudget{})}
+	s := &Sealer{gen: g, aead: a, role: role, mk: new(secret), offset: offset, budget: a.budget(keyBudget{}), since: time.Now()}
 	s.mk.b = mk.b
 	var err error
 	s.key, err = mk.trafficKey(a, role)
@@ -115,7 +117,8 @@ func (s *Sealer) Seal(dst, plain []byte, f Flags) ([]byte, error) {
 // section 3.8): else two hosts could drive each other on for ever.
 func (s *Sealer) mustRekey(n int, empty bool) bool {
 	if s.gen.owed() == 0 {
-		spent := s.used.frames >= s.budget.frames || s.used.bytes+uint64(n) > s.budget.bytes
+		spent := s.used.frames >= s.budget.frames || s.used.bytes+uint64(n) > s.budget.bytes ||
+			time.Since(s.since) >= s.budget.age
 		ahead := s.gen.local.Load() > s.gen.remote.Load()
 		if !spent && !s.initiate.Load() || empty && ahead {
 			return false
@@ -134,7 +137,7 @@ func (s *Sealer) rekey() error {
 	}
 	s.mk.wipe()
 	s.key.wipe()
-	s.mk, s.key, s.used = mk, key, keyBudget{}
+	s.mk, s.key, s.used, s.since = mk, key, keyBudget{}, time.Now()
 	s.gen.local.Add(1)
 	return nil
 }
