@@ -31,7 +31,7 @@ type enoExtension struct {
 }
 
 func (x *enoExtension) negotiator(active bool) tcp.Negotiator {
-	n, err := stack.NewNegotiator(x.options, active, x.require)
+	n, err := stack.NewNegotiator(stack.NegotiatorOptions{Options: x.options, Active: active, Require: x.require})
 	if err != nil {
 		panic(err)
 	}

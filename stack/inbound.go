@@ -37,7 +37,7 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 			return
 		}
 	}
-	p.rule, p.neg = rule, s.newNegotiator(rule, false)
+	p.rule, p.neg = rule, s.newNegotiator(rule, client, false)
 	ep, err := s.handshake(r, &c.wire)
 	r.Complete(false)
 	if err != nil {

@@ -40,6 +40,9 @@ type Rule struct {
 	Policy  Policy
 	Options tcpcrypt.Options
 	Label   string // for logs, e.g. "outbound[1]"
+
+	// NoResumption neither resumes a session nor keeps one for later.
+	NoResumption bool
 }
 
 // A Flow is a TCP connection that is older than the stack: Src is the end whose
@@ -69,6 +72,8 @@ type Options struct {
 	Inbound     func(local, remote netip.AddrPort) (rule Rule, ok bool)            // nil: no inbound connections
 	OriginalDst func(remote, stack netip.AddrPort) (local netip.AddrPort, ok bool) // what the remote dialled before DNAT; nil: stack
 	Listening   func(port uint16, client netip.AddrPort) bool                      // is there a local service; nil: yes
+
+	Cache *tcpcrypt.Cache // sessions to resume; nil: no resumption. Not closed by the Stack
 
 	Existing []Flow // at most maxFlows are kept
 

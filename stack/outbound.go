@@ -27,7 +27,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 	defer s.wg.Done()
 	p := s.syns.get(r.ID())
 	c := s.conns.add(s, Outbound, remote(p.id), p.dst, p.rule)
-	neg := s.newNegotiator(p.rule, true)
+	neg := s.newNegotiator(p.rule, p.dst, true)
 
 	v, icmp := s.dialWire(c, p, neg)
 	if v == accept && p.rule.Policy == Require {
@@ -67,6 +67,9 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 	}
 	c.settle(neg)
 	c.wire.close(true)
+	if neg != nil {
+		neg.Abandon() // also of what came to no SYN
+	}
 	s.conns.end(c)
 	s.logFailure(c)
 }

@@ -47,17 +47,22 @@ func (e extension) Passive(c tcp.Conn, _ []byte) tcp.Negotiator {
 	return p.neg
 }
 
-// newNegotiator makes what negotiates for a wire side under rule; nil under bypass.
-// Options that make no sense are replaced by the defaults, so that a mistake in them
-// never means plaintext.
-func (s *Stack) newNegotiator(rule Rule, active bool) *ENO {
+// newNegotiator makes what negotiates for the wire side to or from peer under rule; nil
+// under bypass. Options that make no sense are replaced by the defaults, so that a
+// mistake in them never means plaintext.
+func (s *Stack) newNegotiator(rule Rule, peer netip.AddrPort, active bool) *ENO {
 	if rule.Policy == Bypass {
 		return nil
 	}
-	eno, err := NewNegotiator(rule.Options, active, rule.Policy == Require)
+	o := NegotiatorOptions{
+		Options: rule.Options, Active: active, Require: rule.Policy == Require,
+		Peer: peer, Cache: s.opt.Cache, NoResume: rule.NoResumption, NoKeep: rule.NoResumption,
+	}
+	eno, err := NewNegotiator(o)
 	if err != nil {
 		s.log.Error("bad options of a rule: using the defaults", slog.String("rule", rule.Label), slog.Any("err", err))
-		eno, _ = NewNegotiator(tcpcrypt.Options{}, active, rule.Policy == Require) // the defaults are right
+		o.Options = tcpcrypt.Options{} // they are right
+		eno, _ = NewNegotiator(o)
 	}
 	return eno
 }

@@ -59,7 +59,10 @@ func (n *Net) negotiator(o ConnOptions, active bool, peer netip.AddrPort) (*stac
 	if o.Policy == stack.Bypass {
 		return nil, nil
 	}
-	return stack.NewNegotiator(o.Crypto, active, o.Policy == stack.Require)
+	return stack.NewNegotiator(stack.NegotiatorOptions{
+		Options: o.Crypto, Active: active, Require: o.Policy == stack.Require,
+		Peer: peer, Cache: n.opt.Cache, NoResume: o.NoResume, NoKeep: o.NoKeep,
+	})
 }
 
 // A Net is a TCP/IP stack of one's own on a link. All methods may be called from several
