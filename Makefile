@@ -40,10 +40,13 @@ bench: build ## throughput in namespaces against the kernel's TCP, in the same r
 install: build ## the binary, to DESTDIR and PREFIX
 	install -D -m 0755 bin/tcpcrypt $(DESTDIR)$(PREFIX)/bin/tcpcrypt
 
+release: ## tag VERSION (v0.1.0) on a commit that holds the generated files too, for go get and go install
+	@GO='$(GO)' .ci/release '$(VERSION)'
+
 clean: ## remove what was built and generated
 	rm -rf bin stack/tcp/.patched stack/tcp/internal stack/tcp/up_*.go
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-.PHONY: build demo test lint fuzz bench install clean help
+.PHONY: build demo test lint fuzz bench install release clean help

@@ -2,6 +2,7 @@ package socket
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -80,7 +81,7 @@ func (c *Conn) abandon() {
 // does, but CloseRead.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.readSome(b)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = c.opError("read", err)
 	}
 	return n, err
