@@ -40,17 +40,15 @@ const (
 // NewNegotiation returns the negotiation of a connection that we open (active) or
 // that is opened to us.
 func NewNegotiation(o Options, active bool) (*Negotiation, error) {
+	n := &Negotiation{active: active, offer: o.Offer}
 	o, err := o.withDefaults()
+	if err != nil || !active || !o.mayResume(n.offer) {
+		n.dropOffer()
+	}
 	if err != nil {
 		return nil, err
 	}
-	n := &Negotiation{o: o, active: active}
-	if active {
-		n.offer = o.Offer
-	}
-	if !o.mayResume(n.offer) {
-		n.dropOffer()
-	}
+	n.o = o
 	return n, nil
 }
 

@@ -21,7 +21,8 @@ type Options struct {
 	ApplicationAware, RequireApplicationAware bool
 
 	// Offer is a session to resume when we open, nil for none. The negotiation owns
-	// it: it is spent on this connection, whatever comes of that. It is not offered if
+	// it: it is spent on this connection, whatever comes of that, an error of
+	// NewNegotiation too. It is not offered if
 	// TEPs or AEADs lack its own, or if there is no room for it.
 	Offer *Resumable
 
