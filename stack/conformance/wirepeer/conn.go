@@ -65,6 +65,7 @@ type Conn struct {
 	in      []byte            // received, in order, not taken yet
 
 	scaled, stamped bool // negotiated
+	crossed         bool // simultaneous open
 	lastStamp       uint32
 	emitENO         bool // RFC 8547, section 4.6
 	ownENO          []byte
@@ -129,7 +130,7 @@ func (c *Conn) sendSYN() {
 	if c.script.WindowScale > 0 && (c.state == stateSYNSent || c.scaled) {
 		s.Options = append(s.Options, optionWindowScale, 3, c.script.WindowScale)
 	}
-	s.Options = append(s.Options, c.script.ENO...)
+	s.Options = slices.Concat(s.Options, c.script.Options, c.script.ENO)
 	c.nxt, c.maxSent = c.iss+1, c.iss+1
 	c.transmit(s)
 	c.arm()
@@ -441,6 +442,18 @@ func (c *Conn) Inject(edit func(s *Segment)) {
 	s := &Segment{Src: c.name.local, Dst: c.name.remote, Seq: c.nxt, Ack: c.rcvNxt, Flags: ACK, Window: c.script.Window}
 	edit(s)
 	c.emit(s)
+}
+
+// KeepAlive sends TCP's own probe: an empty segment from before the window, which the
+// peer answers with an ACK.
+func (c *Conn) KeepAlive() { c.Inject(func(s *Segment) { s.Seq-- }) }
+
+// ResendSYN sends our SYN again, with eno in place of the option that it had.
+func (c *Conn) ResendSYN(eno []byte) {
+	c.Inject(func(s *Segment) {
+		s.Flags, s.Seq, s.Ack = SYN, c.iss, 0
+		s.Options = append(binary.BigEndian.AppendUint16([]byte{optionMSS, 4}, c.script.MSS), eno...)
+	})
 }
 
 // SetSegmentSize changes Script.SegmentSize for what has not been sent.

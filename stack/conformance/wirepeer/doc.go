@@ -5,7 +5,7 @@
 //
 // # Layers
 //
-//	Session   Init1, Init2, key schedule, frames       session.go init.go schedule.go frame.go
+//	Session   Init1, Init2, key schedule, frames       session.go init.go schedule.go frame.go resume.go
 //	Conn      one TCP connection and its Script        conn.go receive.go script.go
 //	Host      all addresses routed to one link         host.go
 //	Link      a TUN device, or two joined in memory    link.go tun_linux.go
@@ -13,7 +13,7 @@
 // A [Script] holds what the TCP of one connection does differently: the exact ENO
 // bytes, which segments carry the option, how the stream is cut into segments, which
 // of its own segments are lost, doubled or changed. A [Config] holds the same for the
-// key exchange. Whatever neither foresees is done by hand: [Session.Seal] returns the
+// key exchange, and what it resumes: a [Chain], kept by the script. Whatever neither foresees is done by hand: [Session.Seal] returns the
 // bytes of a frame, and [Conn.Write] and [Conn.Inject] send any bytes and any segment.
 //
 //	host := wirepeer.NewHost(tun)

@@ -24,19 +24,18 @@ type Sub struct {
 
 // Ways in which an option is ill-formed.
 var (
-	errLengthAtEnd     = errors.New("length-byte-at-end")
-	errLengthLength    = errors.New("length-byte-before-length-byte")
-	errLengthGlobal    = errors.New("length-byte-before-global")
-	errLengthV0        = errors.New("length-byte-before-v0")
-	errLengthPastEnd   = errors.New("length-past-end")
-	errNotENO          = errors.New("not one whole ENO option")
-	errSameRole        = errors.New("same-role")
-	errNotAware        = errors.New("not-application-aware")
-	errNoCommonTEP     = errors.New("no-common-tep")
-	errNoOption        = errors.New("no-option")
-	errIllFormed       = errors.New("ill-formed")
-	errNotMarked       = errors.New("first segment with ACK has no ENO option")
-	errNothingToResume = errors.New("resumed, but nothing was offered")
+	errLengthAtEnd   = errors.New("length-byte-at-end")
+	errLengthLength  = errors.New("length-byte-before-length-byte")
+	errLengthGlobal  = errors.New("length-byte-before-global")
+	errLengthV0      = errors.New("length-byte-before-v0")
+	errLengthPastEnd = errors.New("length-past-end")
+	errNotENO        = errors.New("not one whole ENO option")
+	errSameRole      = errors.New("same-role")
+	errNotAware      = errors.New("not-application-aware")
+	errNoCommonTEP   = errors.New("no-common-tep")
+	errNoOption      = errors.New("no-option")
+	errIllFormed     = errors.New("ill-formed")
+	errNotMarked     = errors.New("first segment with ACK has no ENO option")
 )
 
 // ParseENO takes a whole SYN-form option apart (RFC 8547, sections 4.1 and 4.4).

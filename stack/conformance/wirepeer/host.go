@@ -116,6 +116,9 @@ func (h *Host) Silence(a netip.Addr) {
 	h.silent[a] = true
 }
 
+// Send gives a segment to the link as it stands, of whatever connection or none.
+func (h *Host) Send(s *Segment) { h.send(s) }
+
 // send gives a segment to the link; a packet that the link refuses is a lost packet.
 func (h *Host) send(s *Segment) { _, _ = h.link.Write(s.Packet()) }
 

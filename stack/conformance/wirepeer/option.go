@@ -14,6 +14,8 @@ const (
 	optionSACKPermitted = 4
 	optionTimestamps    = 8
 
+	// OptionFastOpen is the kind of TCP Fast Open's option (RFC 7413).
+	OptionFastOpen = 34
 	// OptionENO is the kind of TCP-ENO's option (RFC 8547, section 4.1).
 	OptionENO = 69
 )

@@ -42,6 +42,11 @@ func (c *Conn) receiveFirst(s *Segment) {
 	}
 	c.ownENO = firstENO(c.script.ENO)
 	c.emitENO = c.ownENO != nil && s.ENO() != nil
+	if c.script.Simultaneous {
+		c.state = stateSYNSent
+		c.sendSYN()
+		c.state, c.crossed = stateSYNRcvd, true
+	}
 	c.sendSYN()
 }
 
@@ -63,6 +68,12 @@ func (c *Conn) takeSYN(s *Segment) {
 // receiveSYNACK handles what answers our SYN.
 func (c *Conn) receiveSYNACK(s *Segment) {
 	switch {
+	case s.Flags&(SYN|ACK|RST) == SYN: // they cross
+		c.synENO = s
+		c.takeSYN(s)
+		c.emitENO = c.ownENO != nil && s.ENO() != nil
+		c.state, c.crossed = stateSYNRcvd, true
+		c.sendSYN()
 	case !s.Flags.Has(ACK) || s.Ack != c.iss+1:
 	case s.Flags.Has(RST):
 		c.failLocked(ErrRefused)
@@ -98,6 +109,13 @@ func (c *Conn) receiveOther(s *Segment) {
 			c.failLocked(ErrReset)
 		}
 		return
+	case c.crossed && c.state == stateSYNRcvd && s.Flags.Has(SYN|ACK) && s.Ack == c.iss+1:
+		c.ackENO = s
+		c.emitENO = c.emitENO && s.HasENO()
+		c.una, c.progress, c.rto = s.Ack, time.Now(), c.script.RTO
+		c.establish()
+		c.ack()
+		return
 	case s.Flags.Has(SYN) && c.state == stateSYNRcvd:
 		c.sendSYN()
 		return
@@ -119,7 +137,7 @@ func (c *Conn) receiveOther(s *Segment) {
 	// RFC 8547, section 4.6: ENO ends with the first non-SYN segment received. A bare
 	// ACK of nothing but our SYN may be one that a passive side sent before it had heard
 	// us, which is no reason to stop.
-	if len(s.Payload) > 0 || s.Flags.Has(FIN) || int32(s.Ack-(c.iss+1)) > 0 || c.state == stateSYNRcvd {
+	if len(s.Payload) > 0 || s.Flags.Has(FIN) || int32(s.Ack-(c.iss+1)) > 0 || c.state == stateSYNRcvd && !c.crossed {
 		c.emitENO = false
 	}
 	if c.state == stateSYNRcvd {

@@ -11,6 +11,11 @@ type Script struct {
 	ENO []byte
 	// Answer, if set, makes ENO of a SYN-ACK from the peer's SYN.
 	Answer func(syn *Segment) []byte
+	// Options are put into our SYN or SYN-ACK before ENO, as they stand.
+	Options []byte
+	// Simultaneous answers a SYN as if ours had left already: with a SYN, and then, as the
+	// peer's has come, with a SYN-ACK. ENO or Answer is in both.
+	Simultaneous bool
 	// Mark says whether a non-SYN segment of ours is to carry an ENO option; auto is
 	// what RFC 8547 section 4.6 wants. nil does as auto says.
 	Mark func(s *Segment, auto bool) bool
@@ -56,6 +61,15 @@ func (s *Script) fill(v4 bool) {
 	}
 	if s.Patience == 0 {
 		s.Patience = defaultPatience
+	}
+}
+
+// MarkExcept is a Mark under which the first n non-SYN segments of ours carry no ENO
+// option, and all others do.
+func MarkExcept(n int) func(s *Segment, auto bool) bool {
+	return func(*Segment, bool) bool {
+		n--
+		return n < 0
 	}
 }
 

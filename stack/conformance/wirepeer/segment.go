@@ -42,6 +42,7 @@ type Segment struct {
 	Window   uint16
 	Options  []byte // padded to a multiple of 4 by Packet
 	Payload  []byte
+	Urgent   uint16 // TCP's urgent pointer
 }
 
 func (s *Segment) String() string {
@@ -99,6 +100,7 @@ func ParseCaptured(packet []byte) (s Segment, ok bool) {
 		Ack:     binary.BigEndian.Uint32(tcp[8:]),
 		Flags:   Flags(tcp[13]),
 		Window:  binary.BigEndian.Uint16(tcp[14:]),
+		Urgent:  binary.BigEndian.Uint16(tcp[18:]),
 		Options: slices.Clone(tcp[tcpHeaderLen:dataAt]),
 		Payload: slices.Clone(tcp[dataAt:]),
 	}, true
@@ -164,7 +166,8 @@ func (s *Segment) Packet() []byte {
 	p = binary.BigEndian.AppendUint32(p, s.Ack)
 	p = append(p, byte((tcpHeaderLen+len(options))/4)<<4, byte(s.Flags))
 	p = binary.BigEndian.AppendUint16(p, s.Window)
-	p = append(p, 0, 0, 0, 0) // checksum, urgent pointer
+	p = append(p, 0, 0) // checksum
+	p = binary.BigEndian.AppendUint16(p, s.Urgent)
 	p = append(append(p, options...), s.Payload...)
 	binary.BigEndian.PutUint16(p[at+16:], checksum(src, dst, p[at:]))
 	return p

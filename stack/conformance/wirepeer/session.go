@@ -21,6 +21,9 @@ type Config struct {
 	SendInit func(c *Conn, b []byte) // how it is sent; nil: Conn.Write
 	Choose   func([]Cipher) Cipher   // a server's choice of cipher; nil: by Ciphers
 	Public   []byte                  // our public key as on the wire; the session is dead if it is not ours
+
+	Resume *Chain // offered, or accepted if the peer offers it
+	Nonce  []byte // behind our half of the identifier; nil: 8 random bytes
 }
 
 func (c *Config) fill() {
@@ -32,23 +35,32 @@ func (c *Config) fill() {
 	}
 }
 
-// Offer is the option for an active opener's SYN.
+// Offer is the option for an active opener's SYN. What it offers to resume stands last.
 func (c Config) Offer() []byte {
 	c.fill()
 	var subs []byte
 	for _, t := range c.TEPs {
-		subs = append(subs, byte(t))
+		if c.Resume == nil || c.Resume.TEP != t {
+			subs = append(subs, byte(t))
+		}
+	}
+	if c.Resume != nil {
+		subs = append(subs, c.Resume.Sub(c.nonce())...)
 	}
 	return BuildENO(subs...)
 }
 
 // Answer is the option for a passive opener's SYN-ACK, for Script.Answer: b = 1 and one
-// TEP, or nothing if the SYN has no ENO or no TEP of ours.
+// TEP, or nothing if the SYN has no ENO or no TEP of ours. What the peer offers to
+// resume is accepted if it is Resume.
 func (c Config) Answer(syn *Segment) []byte {
 	c.fill()
 	subs, err := ParseENO(syn.ENO())
 	if err != nil {
 		return nil
+	}
+	if resumption := c.answerResumption(subs); resumption != nil {
+		return resumption
 	}
 	for _, t := range c.TEPs {
 		if _, ok := find(subs, byte(t)); ok {
@@ -67,7 +79,11 @@ type Session struct {
 	TEP     TEP
 	Cipher  Cipher
 	Offered []Cipher // by the client
-	Secret  []byte   // ss[0]
+	Secret  []byte   // ss[i]
+
+	Resumed  bool
+	Original Role // ours in the session that this one resumes; Role if it is fresh
+	Index    int  // i: 0 if it is fresh
 
 	// NoAnswers leaves a rekey of the peer's unanswered by ReadData.
 	NoAnswers bool
@@ -84,12 +100,18 @@ type Session struct {
 
 // Agreement is what the connection's two SYNs have led to, judged by what was sent and
 // received: an error if ENO failed, and the connection goes on in clear.
-func (c *Conn) Agreement() (*Agreement, error) {
+func (c *Conn) Agreement() (*Agreement, error) { return c.agreement(nil) }
+
+func (c *Conn) agreement(resume *Chain) (*Agreement, error) {
+	var id *Resumable
+	if resume != nil {
+		id = resume.Identifier()
+	}
 	own, syn, ack := c.options()
 	if syn == nil {
 		return nil, errNoOption
 	}
-	ag, err := Agree(own, syn.ENO(), nil, false, false)
+	ag, err := Agree(own, syn.ENO(), id, false, false)
 	if err != nil {
 		return nil, err
 	}
@@ -99,19 +121,21 @@ func (c *Conn) Agreement() (*Agreement, error) {
 	return ag, nil
 }
 
-// Handshake does the key exchange in the role that ENO has given us.
+// Handshake does the key exchange in the role that ENO has given us, or resumes
+// cfg.Resume if that is what came of it.
 func Handshake(ctx context.Context, c *Conn, cfg Config) (*Session, error) {
 	cfg.fill()
-	ag, err := c.Agreement()
+	ag, err := c.agreement(cfg.Resume)
 	if err != nil {
 		return nil, fmt.Errorf("not encrypted: %w", err)
-	}
-	if ag.Resumed {
-		return nil, errNothingToResume
 	}
 	s := &Session{Conn: c, TEP: TEP(ag.TEP), Role: B}
 	if ag.FirstIsA { // Agreement puts our own option first
 		s.Role = A
+	}
+	s.Original = s.Role
+	if ag.Resumed {
+		return s, s.resume(cfg.Resume, ag)
 	}
 	return s, s.exchange(ctx, &cfg, ag)
 }
