@@ -125,36 +125,40 @@ func (n *node) transfer(ctx context.Context, to netip.AddrPort, up, down int64) 
 	if err != nil {
 		return local, err
 	}
+	return addrPort(conn.LocalAddr()), transferOver(ctx, conn, up, down)
+}
+
+// transferOver is transfer over a connection that is there. It is closed.
+func transferOver(ctx context.Context, conn *net.TCPConn, up, down int64) error {
 	defer closeQuietly(conn)
-	local = addrPort(conn.LocalAddr())
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
-		return local, err
+		return err
 	}
 	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, uint64(down))); err != nil {
-		return local, err
+		return err
 	}
 	if _, err := io.Copy(conn, stream(up)); err != nil {
-		return local, fmt.Errorf("upload: %w", err)
+		return fmt.Errorf("upload: %w", err)
 	}
 	if err := conn.CloseWrite(); err != nil {
-		return local, fmt.Errorf("end of upload: %w", err)
+		return fmt.Errorf("end of upload: %w", err)
 	}
 	var sum [sha256.Size]byte
 	if _, err := io.ReadFull(conn, sum[:]); err != nil {
-		return local, fmt.Errorf("sum: %w", err)
+		return fmt.Errorf("sum: %w", err)
 	}
 	if !bytes.Equal(sum[:], streamSum(up)) {
-		return local, errors.New("the upload arrived changed")
+		return errors.New("the upload arrived changed")
 	}
 	got := sha256.New()
 	if size, err := io.Copy(got, conn); err != nil || size != down {
-		return local, fmt.Errorf("download: %d bytes, want %d, then %w", size, down, err)
+		return fmt.Errorf("download: %d bytes, want %d, then %w", size, down, err)
 	}
 	if !bytes.Equal(got.Sum(nil), streamSum(down)) {
-		return local, errors.New("the download arrived changed")
+		return errors.New("the download arrived changed")
 	}
-	return local, nil
+	return nil
 }
 
 // mustReset reads to the end and wants that to be a reset, after nothing but a part of

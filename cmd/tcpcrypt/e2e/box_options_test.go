@@ -55,7 +55,7 @@ func TestEchoedOptionIsNotAnAnswer(t *testing.T) {
 				t.Parallel()
 				n := newNetwork(t, networkOptions{})
 				a, b := n.daemonsUnder(t, p.a, p.b, "")
-				service := n.b.serveEcho(t, 80)
+				service := n.b.serveEcho(t)
 				var offer []byte
 				n.intercept(t, func(s *wirepeer.Segment) []*wirepeer.Segment {
 					switch eno := s.ENO(); {
@@ -75,13 +75,13 @@ func TestEchoedOptionIsNotAnAnswer(t *testing.T) {
 					t.Error(err)
 				}
 				service.clean(t, []byte(marker))
-				if got := a.conn(t, "the connection", onPort(80)); got.Encrypted || !is(got.Reason, "same-role") {
+				if got := a.conn(t, "the connection", ofService); got.Encrypted || !is(got.Reason, "same-role") {
 					t.Errorf("client: %v, want in clear because of same-role", got)
 				}
 				if p.a == require {
 					return // the client ends it before the server has a connection
 				}
-				if got := b.conn(t, "the connection", onPort(80)); got.Encrypted || !is(got.Reason, "stripped") {
+				if got := b.conn(t, "the connection", ofService); got.Encrypted || !is(got.Reason, "stripped") {
 					t.Errorf("server: %v, want in clear because of stripped", got)
 				}
 			})
@@ -163,7 +163,7 @@ func TestOptionsMayBeMovedAndPadded(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			n := newNetwork(t, networkOptions{})
-			a, b := n.daemonsUnder(t, require, require, "")
+			a, b := n.daemonsUnder(t, require, require, everyAlgorithm)
 			n.b.serveTransfers(t, 80)
 			rewritten := 0
 			n.intercept(t, func(s *wirepeer.Segment) []*wirepeer.Segment {
@@ -266,7 +266,7 @@ func TestResetOfTheSYNIsTheProgramsAnswer(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, networkOptions{})
 	n.a.up(t, everything(opportunistic, ""))
-	n.b.serveEcho(t, 80)
+	n.b.serveEcho(t)
 	n.box(t, filter("tcp option 69 exists reject with tcp reset"))
 	if _, err := n.a.echo(soon(t), netip.AddrPortFrom(n.b.Addr4(), 80), []byte(marker)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("program: %v, want %v", err, syscall.ECONNREFUSED)

@@ -23,11 +23,11 @@ func TestBoxDropsSYNsWithTheOption(t *testing.T) {
 		t.Helper()
 		n.box(t, filter(dropSYN))
 		n.a.run(t, "sysctl", "-qw", "net.ipv4.tcp_syn_retries=2")
-		service := n.b.serveEcho(t, 80)
+		service := n.b.serveEcho(t)
 		start := time.Now()
-		_, err := n.a.echo(soon(t), netip.AddrPortFrom(n.b.Addr4(), 80), []byte(marker))
+		local, err := n.a.echo(soon(t), netip.AddrPortFrom(n.b.Addr4(), 80), []byte(marker))
 		took := time.Since(start)
-		got := a.conn(t, "the connection", onPort(80))
+		got := a.conn(t, "the connection", ofService)
 		switch {
 		case policyA == require:
 			if err == nil || got.Encrypted || got.BytesSent > 0 {
@@ -43,8 +43,8 @@ func TestBoxDropsSYNsWithTheOption(t *testing.T) {
 		case took > 10*time.Second: // two SYNs, a second and two: the third has no option
 			t.Errorf("in clear after %v, want 3 s", took)
 		default:
-			there := b.conn(t, "the connection", onPort(80))
-			if got.Encrypted || !is(got.Reason, "fallback") || there.Encrypted || !is(there.Reason, "no-eno") {
+			there := b.conn(t, "the connection", ofService)
+			if got.Local != local.String() || got.Encrypted || !is(got.Reason, "fallback") || there.Encrypted || !is(there.Reason, "no-eno") {
 				t.Errorf("client %v, server %v; want fallback and no-eno", got, there)
 			}
 		}
@@ -82,7 +82,7 @@ func TestBoxStripsTheOptionFromSYNs(t *testing.T) {
 			everyPolicy(t, func(t *testing.T, n *network, a, b *daemon, policyA, policyB string) {
 				t.Helper()
 				n.box(t, filter(c.rule))
-				service := n.b.serveEcho(t, 80)
+				service := n.b.serveEcho(t)
 				plain := policyA == opportunistic && policyB == opportunistic
 				for _, f := range families {
 					data := []byte(strings.Repeat(marker, 2000))

@@ -43,12 +43,6 @@ func (n *network) box(t *testing.T, ruleset string) {
 	}
 }
 
-// unbox takes all rulesets out of the router.
-func (n *network) unbox(t *testing.T) {
-	t.Helper()
-	n.onRouter(t, "nft", "flush", "ruleset")
-}
-
 // onRouter runs a program in the router.
 func (n *network) onRouter(t *testing.T, name string, args ...string) {
 	t.Helper()
@@ -94,9 +88,9 @@ type echoServer struct {
 }
 
 // serveEcho starts one on the host. It is stopped with the test.
-func (n *node) serveEcho(t *testing.T, port uint16) *echoServer {
+func (n *node) serveEcho(t *testing.T) *echoServer {
 	t.Helper()
-	l := n.listen(t, port)
+	l := n.listen(t, servicePort)
 	s := &echoServer{}
 	var open sync.Map
 	s.wg.Go(func() {
@@ -196,7 +190,7 @@ func failsClearly(t *testing.T, err error) {
 func (n *network) markerOnWire(t *testing.T) bool {
 	t.Helper()
 	for _, host := range []string{"a", "b"} {
-		for _, s := range segments(n.captured(t, host), 80) {
+		for _, s := range segments(n.captured(t, host), servicePort) {
 			if bytes.Contains(s.Payload, []byte("plain"+"text")) {
 				return true
 			}
@@ -211,14 +205,15 @@ func isSYN(s *wirepeer.Segment) bool {
 }
 func isSYNACK(s *wirepeer.Segment) bool { return s.Flags.Has(wirepeer.SYN | wirepeer.ACK) }
 
-// onPort matches the connection that one side sees on that port of the service.
-func onPort(port uint16) func(c conn) bool {
-	return func(c conn) bool {
-		at := c.Local
-		if c.Direction == "outbound" {
-			at = c.Remote
-		}
-		ap, err := netip.ParseAddrPort(at)
-		return err == nil && ap.Port() == port
+// servicePort is where the services behind boxes listen.
+const servicePort = 80
+
+// ofService matches the connection that one side sees to a service behind a box.
+func ofService(c conn) bool {
+	at := c.Local
+	if c.Direction == "outbound" {
+		at = c.Remote
 	}
+	ap, err := netip.ParseAddrPort(at)
+	return err == nil && ap.Port() == servicePort
 }

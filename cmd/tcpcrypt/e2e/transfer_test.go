@@ -45,13 +45,17 @@ func checkBothEnds(t *testing.T, a, b *daemon, local, remote netip.AddrPort, up,
 		return c.Local == local.String() && c.Remote == remote.String() && c.State == "closed"
 	})
 	checkConn(t, opened, conn{Direction: "outbound", Local: local.String(), Remote: remote.String(), Role: ptr("A"),
-		TEP: ptr("curve25519"), AEAD: ptr("aes128gcm"), SessionID: opened.SessionID, BytesSent: up, BytesReceived: down})
-	if opened.SessionID == nil || len(*opened.SessionID) != 66 || (*opened.SessionID)[:2] != "23" {
-		t.Fatalf("session id of %v: want 66 hex digits that begin with the TEP's, 23", opened)
+		TEP: ptr("curve25519"), AEAD: ptr("aes128gcm"), SessionID: opened.SessionID, Resumed: opened.Resumed, BytesSent: up, BytesReceived: down})
+	tep := "23"
+	if opened.Resumed {
+		tep = "a3"
+	}
+	if opened.SessionID == nil || len(*opened.SessionID) != 66 || (*opened.SessionID)[:2] != tep {
+		t.Fatalf("session id of %v: want 66 hex digits that begin with the TEP's, %s", opened, tep)
 	}
 	taken := b.conn(t, "the session id of "+a.node.Name(), func(c conn) bool { return is(c.SessionID, *opened.SessionID) })
 	checkConn(t, taken, conn{Direction: "inbound", Local: remote.String(), Remote: taken.Remote, Role: ptr("B"),
-		TEP: ptr("curve25519"), AEAD: ptr("aes128gcm"), SessionID: opened.SessionID, BytesSent: down, BytesReceived: up})
+		TEP: ptr("curve25519"), AEAD: ptr("aes128gcm"), SessionID: opened.SessionID, Resumed: opened.Resumed, BytesSent: down, BytesReceived: up})
 	if client, err := netip.ParseAddrPort(taken.Remote); err != nil || client.Addr() != local.Addr() {
 		t.Errorf("inbound remote is %s, want the client's own address %v", taken.Remote, local.Addr())
 	}
