@@ -177,6 +177,17 @@ func (e *ENO) settleChain(o tcpcrypt.Outcome) {
 	e.chain = 0
 }
 
+// Misled implements tcp.Negotiator: who opened may have sent ENO in its first ACK, and
+// then sends Init1 though the ACK came here without (RFC 8547, section 4.6).
+func (e *ENO) Misled() []byte {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if o, _ := e.n.Outcome(); e.o.Active || o.Encrypted || o.Reason != tcpcrypt.ReasonStripped {
+		return nil
+	}
+	return tcpcrypt.Init1Magic()
+}
+
 // NonSYNOption implements tcp.Negotiator.
 func (e *ENO) NonSYNOption() []byte { return tcpcrypt.NonSYNOption() }
 
@@ -326,3 +337,9 @@ func (c *codec) Seal(dst, data []byte, last bool) ([]byte, error) {
 
 // Owed implements tcp.Codec.
 func (c *codec) Owed() int { return c.session.OwedRekeys() }
+
+// Rekey implements tcp.Codec.
+func (c *codec) Rekey() { c.sealer.Rekey() }
+
+// Generations implements tcp.Codec.
+func (c *codec) Generations() (sent, received uint64) { return c.session.Generations() }

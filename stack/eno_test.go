@@ -43,6 +43,8 @@ func (x *enoExtension) negotiator(active bool) tcp.Negotiator {
 
 func (x *enoExtension) Active(tcp.Conn) tcp.Negotiator { return x.negotiator(true) }
 
+func (*enoExtension) Cookie(tcp.Conn) error { return nil }
+
 func (x *enoExtension) Passive(tcp.Conn, []byte) tcp.Negotiator { return x.negotiator(false) }
 
 func (x *enoExtension) eno() *stack.ENO {

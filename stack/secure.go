@@ -47,6 +47,15 @@ func (e extension) Passive(c tcp.Conn, _ []byte) tcp.Negotiator {
 	return p.neg
 }
 
+// Cookie implements tcp.Extension. The stack has no listeners, so there are no cookies;
+// were there one, its connection would be in clear without a rule having been asked.
+func (e extension) Cookie(c tcp.Conn) error {
+	if _, rule, ok := e.s.inboundRule(c.Remote, c.Local); ok && rule.Policy == Require {
+		return errPlain
+	}
+	return nil
+}
+
 // newNegotiator makes what negotiates for the wire side to or from peer under rule; nil
 // under bypass. Options that make no sense are replaced by the defaults, so that a
 // mistake in them never means plaintext.

@@ -13,6 +13,11 @@ const (
 	initNonceLen  = 32 // N_A and N_B
 )
 
+// Init1Magic returns the first bytes of the stream of a host that plays role A in a
+// fresh key exchange, INIT1_MAGIC (RFC 8548, section 4.3): who takes its connection as
+// plain can tell by them that the peer does not.
+func Init1Magic() []byte { return binary.BigEndian.AppendUint32(nil, init1Magic) }
+
 // An init1 is the first message of a key exchange, A's (RFC 8548, section 4.1). It
 // aliases what it was parsed from.
 type init1 struct {

@@ -85,6 +85,8 @@ type nullExtension struct{}
 
 func (nullExtension) Active(tcp.Conn) tcp.Negotiator { return &nullNeg{} }
 
+func (nullExtension) Cookie(tcp.Conn) error { return nil }
+
 func (nullExtension) Passive(tcp.Conn, []byte) tcp.Negotiator { return &nullNeg{} }
 
 type nullNeg struct{}
@@ -93,6 +95,7 @@ func (*nullNeg) SYNOption(int, int) []byte { return []byte{toyKind, 4, 'x', 'x'}
 func (*nullNeg) ReceiveSYN([]byte)         {}
 func (*nullNeg) NonSYNOption() []byte      { return []byte{toyKind, 2} }
 func (*nullNeg) Abandon()                  {}
+func (*nullNeg) Misled() []byte            { return nil }
 
 func (*nullNeg) ReceiveACK([]byte, bool) (tcp.Session, error) { return nullSession{}, nil }
 
@@ -107,6 +110,8 @@ func (nullCodec) HeaderLen() int                      { return 3 }
 func (nullCodec) Overhead() int                       { return 3 }
 func (nullCodec) MaxData() int                        { return 65535 }
 func (nullCodec) Owed() int                           { return 0 }
+func (nullCodec) Rekey()                              {}
+func (nullCodec) Generations() (uint64, uint64)       { return 0, 0 }
 func (nullCodec) EndOfStream() error                  { return io.ErrUnexpectedEOF }
 func (nullCodec) RecordLen(h []byte) (int, error)     { return 3 + int(h[0])<<8 + int(h[1]), nil }
 func (nullCodec) Open(r []byte) ([]byte, bool, error) { return r[3:], r[2] == toyLast, nil }

@@ -28,6 +28,11 @@ type Extension interface {
 	// synOptions is the raw option area of that SYN, borrowed for the call. A SYN
 	// that is answered with a cookie has no negotiation, and Passive is not asked.
 	Passive(c Conn, synOptions []byte) Negotiator
+
+	// Cookie is asked about a connection that a SYN cookie made: it is established,
+	// and plain, since nobody remembers what its SYN offered. An error resets it
+	// before any data, and it is not accepted.
+	Cookie(c Conn) error
 }
 
 // A Negotiator negotiates for one connection. TCP calls it under the endpoint's
@@ -51,6 +56,12 @@ type Negotiator interface {
 	// SYN-ACK (syn is true) or the handshake's last ACK, and decides: a Session; or
 	// nil, plain for ever; or an error, which resets the connection before any data.
 	ReceiveACK(options []byte, syn bool) (Session, error)
+
+	// Misled is asked once ReceiveACK has returned nil, nil: how the peer's stream
+	// begins if the peer, unlike us, takes the connection as encrypted; nil if it
+	// cannot. A stream that begins so is given to no reader: the connection is reset
+	// with ErrMisled.
+	Misled() []byte
 
 	// NonSYNOption returns what to put into non-SYN segments as long as they carry
 	// the option, kind and length included, at most 4 bytes.
@@ -83,7 +94,8 @@ type Stream interface {
 }
 
 // A Codec seals and opens records. Seal and Open are called each from one
-// goroutine at a time, and may run at once; Owed may be called at any time.
+// goroutine at a time, and may run at once; Owed, Rekey and Generations may be called
+// at any time.
 type Codec interface {
 	// HeaderLen is the number of bytes that RecordLen needs, at most 8.
 	HeaderLen() int
@@ -115,6 +127,14 @@ type Codec interface {
 	// Owed is the number of empty records that the peer must be sent in answer to
 	// what Open opened. Each call of Seal pays for one.
 	Owed() int
+
+	// Rekey makes the next record that may be it the first under new keys. A record
+	// with data always may; one without if sent is not above received.
+	Rekey()
+
+	// Generations counts the new keys of what was sealed and of what was opened. The
+	// peer answers each of ours, so received then reaches sent.
+	Generations() (sent, received uint64)
 }
 
 // Options configures the TCP of a stack. The zero value is upstream's TCP.

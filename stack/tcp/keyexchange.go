@@ -27,7 +27,7 @@ func (s *SecureEndpoint) keyExchange(session Session) {
 	}
 	s.codec = codec
 	s.mu.Lock()
-	shut, closed := s.shut, s.closed
+	shut, closed, rekey := s.shut, s.closed, s.rekeyWhenReady
 	if s.ctx.Err() == nil {
 		s.x.mode.Store(uint32(modeEncrypted))
 	}
@@ -42,6 +42,9 @@ func (s *SecureEndpoint) keyExchange(session Session) {
 		s.closeEncrypted()
 	case shut != 0:
 		s.shutdownEncrypted(shut)
+	}
+	if rekey && !closed {
+		_ = s.Rekey() // too late if the stream was shut down meanwhile
 	}
 	s.arm(waiter.ReadableEvents)
 	s.user.Notify(waiter.ReadableEvents | waiter.WritableEvents)

@@ -201,8 +201,15 @@ func (e *Endpoint) beyondHandshake(s *segment) bool {
 //
 // +checklocksacquire:n.mu
 func (l *listenContext) createConnectingEndpoint(s *segment, rcvdSynOpts header.TCPSynOptions, queue *waiter.Queue) (n *Endpoint, _ tcpip.Error) {
-	n, err := l.createConnectingEndpointUpstream(s, rcvdSynOpts, queue)
 	p := l.protocol.ext
+	if p != nil && p.Extension != nil && !s.flags.Contains(header.TCPFlagSyn) {
+		if err := p.Extension.Cookie(connOf(s.id)); err != nil {
+			e := l.listenEP
+			_ = replyWithReset(e.stack, s, e.sendTOS, e.ipv4TTL, e.ipv6HopLimit) // as if nobody listened, whether it leaves or not
+			return nil, abortError(err)
+		}
+	}
+	n, err := l.createConnectingEndpointUpstream(s, rcvdSynOpts, queue)
 	if err != nil || p == nil || !s.flags.Contains(header.TCPFlagSyn) || s.flags.Contains(header.TCPFlagAck) {
 		return n, err
 	}

@@ -57,6 +57,8 @@ type SecureEndpoint struct {
 	// by Close. Both guarded by mu.
 	shut   tcpip.ShutdownFlags
 	closed bool
+	// rekeyWhenReady says that Rekey was called during the key exchange. Guarded by mu.
+	rekeyWhenReady bool
 
 	// lingering says that the user is done with both directions and only the peer's
 	// end of stream is waited for.

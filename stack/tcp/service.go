@@ -21,7 +21,7 @@ func (s *SecureEndpoint) arm(mask waiter.EventMask) {
 	switch {
 	case s.lingering.Load():
 		s.startService(0)
-	case mask&waiter.WritableEvents != 0 && s.codec.Owed() > 0:
+	case mask&waiter.WritableEvents != 0 && (s.codec.Owed() > 0 || s.out.rekey.Load()):
 		s.startService(0)
 	case mask&waiter.ReadableEvents != 0:
 		s.startService(serviceDelay)

@@ -51,6 +51,13 @@ func (t *toy) Active(c tcp.Conn) tcp.Negotiator { return t.neg(c, true) }
 
 func (t *toy) Passive(c tcp.Conn, _ []byte) tcp.Negotiator { return t.neg(c, false) }
 
+func (t *toy) Cookie(tcp.Conn) error {
+	if t.Require {
+		return errToyRefused
+	}
+	return nil
+}
+
 func (t *toy) neg(c tcp.Conn, active bool) tcp.Negotiator {
 	if t.Off {
 		return nil
@@ -137,6 +144,14 @@ func (n *toyNeg) ReceiveACK(options []byte, _ bool) (tcp.Session, error) {
 	return &toySession{neg: n}, nil
 }
 
+// Misled is the hello, of an opener whose ACK has lost its option.
+func (n *toyNeg) Misled() []byte {
+	if n.active || n.disabled {
+		return nil
+	}
+	return []byte("toyhello")
+}
+
 func (*toyNeg) NonSYNOption() []byte { return []byte{toyKind, 2} }
 
 func (n *toyNeg) Abandon() { n.abandoned.Store(true) }
@@ -180,9 +195,8 @@ type toyCodec struct {
 	neg            *toyNeg
 	sealAt, openAt uint32
 	done           bool
-	owed           atomic.Int32
-	answers        atomic.Int32 // records with toyRekey that were opened
-	rekey          atomic.Bool  // the next record asks for an answer
+	rekey          atomic.Bool // the next record asks for an answer
+	local, remote  atomic.Uint64
 	owedHook       atomic.Pointer[func() int]
 	lenient        atomic.Bool // a stream may end without a last record
 	flood          flood
@@ -198,8 +212,15 @@ func (c *toyCodec) Owed() int {
 	if hook := c.owedHook.Load(); hook != nil {
 		return (*hook)()
 	}
-	return int(c.owed.Load())
+	if local, remote := c.local.Load(), c.remote.Load(); remote > local {
+		return int(remote - local)
+	}
+	return 0
 }
+
+func (c *toyCodec) Rekey() { c.rekey.Store(true) }
+
+func (c *toyCodec) Generations() (sent, received uint64) { return c.local.Load(), c.remote.Load() }
 
 // HeaderLen is 0 in a flood, and then so is the record.
 func (c *toyCodec) HeaderLen() int {
@@ -231,14 +252,11 @@ func (c *toyCodec) Seal(dst, data []byte, last bool) ([]byte, error) {
 	if last {
 		flags |= toyLast
 	}
-	if c.rekey.Swap(false) {
+	ahead := c.local.Load() > c.remote.Load()
+	if c.Owed() > 0 || c.rekey.Load() && !(ahead && len(data) == 0) {
+		c.rekey.Store(false)
+		c.local.Add(1)
 		flags |= toyRekey
-	}
-	for {
-		owed := c.owed.Load()
-		if owed == 0 || c.owed.CompareAndSwap(owed, owed-1) {
-			break
-		}
 	}
 	dst = binary.BigEndian.AppendUint16(dst, uint16(toySum+len(data)))
 	dst = append(dst, flags, 0, 0, 0, 0)
@@ -268,8 +286,7 @@ func (c *toyCodec) Open(record []byte) ([]byte, bool, error) {
 	}
 	c.openAt += uint32(len(record))
 	if record[2]&toyRekey != 0 {
-		c.owed.Add(1)
-		c.answers.Add(1)
+		c.remote.Add(1)
 	}
 	c.done = record[2]&toyLast != 0
 	return data, c.done, nil

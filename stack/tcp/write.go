@@ -23,6 +23,7 @@ type outbound struct {
 	mu        sync.Mutex
 	closed    bool        // our last record was sealed
 	ended     atomic.Bool // the same, for Readiness
+	rekey     atomic.Bool // a record without data is to start a rekeying
 	sinceIdle int         // bytes of records sealed since the start or the last pause
 	lastWrite tcpip.MonotonicTime
 	writer    recordWriter
@@ -156,6 +157,7 @@ func (s *SecureEndpoint) seal(data []byte, last bool) (*buffer.View, tcpip.Error
 		err = fmt.Errorf("tcp: seal: %w", err)
 		return nil, s.fail(abortError(err), err)
 	}
+	s.out.rekey.Store(false)
 	if len(record) != view.Size() || &record[0] != &view.AsSlice()[0] {
 		view.Release()
 		view = buffer.NewViewWithData(record)
@@ -179,7 +181,7 @@ func wouldBlock(err tcpip.Error) bool {
 // payOwed sends the empty records that the peer is owed, as far as there is room. If
 // somebody else is writing, they will.
 func (s *SecureEndpoint) payOwed() {
-	for s.codec.Owed() > 0 && s.out.mu.TryLock() {
+	for (s.codec.Owed() > 0 || s.out.rekey.Load()) && s.out.mu.TryLock() {
 		again := s.payOwedLocked()
 		s.out.mu.Unlock()
 		if !again {
@@ -190,7 +192,7 @@ func (s *SecureEndpoint) payOwed() {
 
 // payOwedLocked says whether nothing keeps it from sending more. Called with out.mu held.
 func (s *SecureEndpoint) payOwedLocked() bool {
-	for s.codec.Owed() > 0 {
+	for s.owes() {
 		if s.writable() != nil {
 			return false
 		}
