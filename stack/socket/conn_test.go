@@ -39,7 +39,7 @@ func TestNetConn(t *testing.T) {
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
-				a, b := pair(t, Options{}, tun.PipeOptions{})
+				a, b := pair(t, tun.PipeOptions{})
 				ca, cb := join(t, a, b, m.a, m.b)
 				for _, c := range []*Conn{ca, cb} {
 					if err := c.SetDeadline(time.Time{}); err != nil {
@@ -55,7 +55,7 @@ func TestNetConn(t *testing.T) {
 func TestBothEndsAgree(t *testing.T) {
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
-			a, b := pair(t, Options{}, tun.PipeOptions{})
+			a, b := pair(t, tun.PipeOptions{})
 			ca, cb := join(t, a, b, m.a, m.b)
 			mustWrite(t, ca, "hello")
 			mustRead(t, cb, "hello")
@@ -91,7 +91,7 @@ func TestBothEndsAgree(t *testing.T) {
 func TestHalfClose(t *testing.T) {
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
-			a, b := pair(t, Options{}, tun.PipeOptions{})
+			a, b := pair(t, tun.PipeOptions{})
 			ca, cb := join(t, a, b, m.a, m.b)
 			mustWrite(t, ca, "question")
 			if err := ca.CloseWrite(); err != nil {
@@ -120,7 +120,7 @@ func TestHalfClose(t *testing.T) {
 func TestResetIsNeverEndOfFile(t *testing.T) {
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
-			a, b := pair(t, Options{}, tun.PipeOptions{})
+			a, b := pair(t, tun.PipeOptions{})
 			ca, cb := join(t, a, b, m.a, m.b)
 			security(t, cb)
 			if err := cb.SetLinger(0); err != nil {
@@ -145,7 +145,7 @@ func TestResetIsNeverEndOfFile(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	a, _ := pair(t, Options{}, tun.PipeOptions{})
+	a, _ := pair(t, tun.PipeOptions{})
 	_, err := a.DialContext(ctxOf(t), "tcp", "192.0.2.2:81")
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("Dial = %v, want ECONNREFUSED", err)
@@ -153,7 +153,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestDeadlineIsATimeout(t *testing.T) {
-	a, b := pair(t, Options{}, tun.PipeOptions{})
+	a, b := pair(t, tun.PipeOptions{})
 	ca, _ := join(t, a, b, ConnOptions{}, ConnOptions{})
 	if err := ca.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func (n *Net) Dial(ctx context.Context, remote netip.AddrPort, o ConnOptions) (*
 }
 
 func (n *Net) dial(ctx context.Context, remote netip.AddrPort, o ConnOptions) (*Conn, error) {
-	if err := contextError(ctx); err != nil {
+	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if !remote.IsValid() || remote.Addr().IsUnspecified() {
@@ -78,7 +78,7 @@ func (n *Net) dial(ctx context.Context, remote netip.AddrPort, o ConnOptions) (*
 	case <-se.Ready():
 	case <-ctx.Done():
 		c.abandon()
-		return nil, contextError(ctx)
+		return nil, ctx.Err()
 	case <-n.done:
 		c.abandon()
 		return nil, net.ErrClosed

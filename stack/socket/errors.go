@@ -1,7 +1,6 @@
 package socket
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -105,6 +104,3 @@ func errnoOf(err tcpip.Error) (syscall.Errno, bool) {
 		return 0, false
 	}
 }
-
-// contextError is ctx's error; that of a deadline says Timeout, as net's does.
-func contextError(ctx context.Context) error { return ctx.Err() }

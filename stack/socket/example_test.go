@@ -100,6 +100,57 @@ func Example_require() {
 	// true
 }
 
+// With a cache, later connections to a peer need no key exchange: data may flow one round
+// trip earlier.
+func Example_resumption() {
+	ctx := context.Background()
+	cacheA, cacheB := tcpcrypt.NewCache(tcpcrypt.CacheOptions{}), tcpcrypt.NewCache(tcpcrypt.CacheOptions{})
+	defer cacheA.Close()
+	defer cacheB.Close()
+	left, right := tun.Pipe(1500, tun.PipeOptions{})
+	a, errA := socket.New(socket.Options{Link: left, Addrs: []netip.Addr{client}, Cache: cacheA})
+	b, errB := socket.New(socket.Options{Link: right, Addrs: []netip.Addr{server.Addr()}, Cache: cacheB})
+	if err := errors.Join(errA, errB); err != nil {
+		log.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	l, err := b.Listen(server, socket.ConnOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 3 {
+		accepted := make(chan *socket.Conn, 1)
+		go func() {
+			c, err := l.AcceptConn()
+			if err != nil {
+				log.Fatal(err)
+			}
+			accepted <- c
+		}()
+		c, err := a.Dial(ctx, server, socket.ConnOptions{})
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer c.Close()
+		peer := <-accepted
+		defer peer.Close()
+		s, err := c.Security(ctx)
+		if err != nil {
+			log.Fatal(err)
+		}
+		same, err := peer.Security(ctx)
+		fmt.Println("resumed:", s.Resumed, "same session:", s.SessionID == same.SessionID, err)
+		if s.Resumed {
+			c.Forget() // for want of trust, say
+		}
+	}
+	// Output:
+	// resumed: false same session: true <nil>
+	// resumed: true same session: true <nil>
+	// resumed: false same session: true <nil>
+}
+
 // HTTP needs to know nothing: a Listener is a net.Listener, and DialContext fits
 // http.Transport.
 func Example_http() {

@@ -22,8 +22,14 @@ const port = 80
 // patience is how long a test waits before it says that something hangs.
 const patience = 20 * time.Second
 
-// pair is two Nets joined by a pipe; o is what they share but for link and addresses.
-func pair(tb testing.TB, o Options, pipe tun.PipeOptions) (a, b *Net) {
+// pair is two Nets joined by a pipe.
+func pair(tb testing.TB, pipe tun.PipeOptions) (a, b *Net) {
+	tb.Helper()
+	return pairWith(tb, Options{}, pipe)
+}
+
+// pairWith is pair, with options that both share but for link and addresses.
+func pairWith(tb testing.TB, o Options, pipe tun.PipeOptions) (a, b *Net) {
 	tb.Helper()
 	la, lb := tun.Pipe(1500, pipe)
 	make1 := func(link *tun.PipeEnd, addrs ...netip.Addr) *Net {

@@ -14,7 +14,7 @@ import (
 )
 
 func TestRequireRefusesToDialInClear(t *testing.T) {
-	a, b := pair(t, Options{}, tun.PipeOptions{})
+	a, b := pair(t, tun.PipeOptions{})
 	mustListen(t, b, netip.AddrPortFrom(b4, port), bypass)
 	c, err := a.Dial(ctxOf(t), netip.AddrPortFrom(b4, port), require)
 	var plain *NotEncryptedError
@@ -24,7 +24,7 @@ func TestRequireRefusesToDialInClear(t *testing.T) {
 }
 
 func TestRequireNeverAcceptsInClear(t *testing.T) {
-	a, b := pair(t, Options{}, tun.PipeOptions{})
+	a, b := pair(t, tun.PipeOptions{})
 	l := mustListen(t, b, netip.AddrPortFrom(b4, port), require)
 	c, err := a.Dial(ctxOf(t), netip.AddrPortFrom(b4, port), bypass)
 	if err == nil {
@@ -54,7 +54,7 @@ func TestRequireNeverAcceptsInClear(t *testing.T) {
 }
 
 func TestDialEndsWithItsContext(t *testing.T) {
-	a, _ := pair(t, Options{}, tun.PipeOptions{AToB: func([]byte) [][]byte { return nil }})
+	a, _ := pair(t, tun.PipeOptions{AToB: func([]byte) [][]byte { return nil }})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
 	_, err := a.Dial(ctx, netip.AddrPortFrom(b4, port), ConnOptions{Policy: stack.Opportunistic})
@@ -64,7 +64,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 }
 
 func TestSimultaneousOpen(t *testing.T) {
-	a, b := pair(t, Options{}, tun.PipeOptions{})
+	a, b := pair(t, tun.PipeOptions{})
 	pa, pb := netip.AddrPortFrom(a4, 1001), netip.AddrPortFrom(b4, 1002)
 	type result struct {
 		c   *Conn

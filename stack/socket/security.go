@@ -41,7 +41,7 @@ func (c *Conn) Security(ctx context.Context) (Security, error) {
 			select {
 			case <-c.secure.Ready():
 			case <-ctx.Done():
-				return Security{}, c.opError("handshake", contextError(ctx))
+				return Security{}, c.opError("handshake", ctx.Err())
 			case <-c.closed:
 				return Security{}, c.opError("handshake", net.ErrClosed)
 			case <-c.net.done:
@@ -85,5 +85,10 @@ func (c *Conn) security() (Security, error) {
 		PeerApplicationAware: o.PeerApplicationAware,
 	}, nil
 }
+
+// Forget drops from the Cache the session that the connection used or produced, so that
+// no later connection resumes it: whoever failed to authenticate the peer calls it. It
+// reports whether there was one. The connection itself goes on.
+func (c *Conn) Forget() bool { return c.eno != nil && c.eno.Flush() }
 
 var errNoKeys = errors.New("socket: the connection ended before keys were exchanged")
