@@ -63,6 +63,11 @@ type Conn struct {
 	SessionID []byte // 33 bytes; a copy
 	Resumed   bool
 
+	PeerApplicationAware bool // the peer's bit; false also if the peer offers no ENO
+
+	// How often the keys were replaced of what we send and of what we receive.
+	GenerationSent, GenerationReceived uint64
+
 	BytesSent     uint64 // application bytes given to the wire peer's leg
 	BytesReceived uint64 // application bytes taken from the wire peer's leg
 }

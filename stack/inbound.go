@@ -153,6 +153,9 @@ func (s *Stack) dialLocal(c *conn, port uint16, timeout <-chan time.Time) error 
 		return tcpipError(err)
 	}
 	c.host.ep = ep
+	c.mu.Lock()
+	c.service = netip.AddrPortFrom(host, port)
+	c.mu.Unlock()
 	setNegotiator(ep, nil)
 	// A client may use one port for connections to several services.
 	ep.SocketOptions().SetReuseAddress(true)

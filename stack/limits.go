@@ -38,6 +38,13 @@ const localDialTime = 30 * time.Second
 // seconds. netstack would go on for two minutes, which forged SYNs would make their own.
 const handshakeTime = 10 * time.Second
 
+// A destination that ENO did not reach twice within rememberFor is offered none for
+// rememberFor. maxRemembered bounds those destinations, and those with one failure.
+const (
+	rememberFor   = 10 * time.Minute
+	maxRemembered = 1024
+)
+
 // resetCheck is how often Reset looks for handshakes that began meanwhile.
 const resetCheck = 20 * time.Millisecond
 

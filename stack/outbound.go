@@ -9,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
+	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
 // A verdict is what a SYN is answered with.
@@ -27,7 +28,10 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 	defer s.wg.Done()
 	p := s.syns.get(r.ID())
 	c := s.conns.add(s, Outbound, remote(p.id), p.dst, p.rule)
-	neg := s.newNegotiator(p.rule, p.dst, true)
+	var neg *ENO
+	if c.shunned = p.rule.Policy == Opportunistic && s.memory.knows(p.dst, time.Now()); !c.shunned {
+		neg = s.newNegotiator(p.rule, p.dst, true)
+	}
 
 	v, icmp := s.dialWire(c, p, neg)
 	if v == accept && p.rule.Policy == Require {
@@ -180,6 +184,9 @@ var errNotReady = errors.New("the key exchange does not end")
 // the table and the log.
 func (s *Stack) establish(c *conn, neg *ENO) {
 	e := c.settle(neg)
+	if e.reason == reasonFallback && !c.shunned {
+		s.failed(c, reasonFallback)
+	}
 	if !e.encrypted {
 		keepAlive(c.wire.ep, wireKeepaliveIdle, wireKeepaliveInterval, wireKeepaliveCount)
 	}
@@ -193,8 +200,39 @@ func (s *Stack) establish(c *conn, neg *ENO) {
 		case <-s.stop:
 		}
 		e = c.settle(neg)
+		switch {
+		case c.dir == Inbound:
+		case e.sessionID != nil:
+			s.memory.succeed(c.remote)
+		case neg.cut(c.wire.ep):
+			s.failed(c, tcpcrypt.ReasonStripped)
+		}
 	}
 	s.logOpen(c, e)
+}
+
+// failed notes that ENO did not reach c's destination.
+func (s *Stack) failed(c *conn, why tcpcrypt.Reason) {
+	if c.rule.Policy != Opportunistic {
+		return
+	}
+	if until, news := s.memory.fail(c.remote, why, time.Now()); news {
+		s.log.Warn("encryption does not get through: offering none for a while", slog.Uint64("conn", c.id),
+			slog.Any("remote", c.remote), slog.String("reason", string(why)), slog.Time("until", until))
+	}
+}
+
+// cut reports whether the key exchange that failed on ep, which we opened, looks as if
+// the option was taken out of the handshake's last ACK, so that the peer took Init1 for
+// data (RFC 8547, section 4.6): it reset before its first byte, or did not send Init2.
+func (e *ENO) cut(ep tcpip.Endpoint) bool {
+	if errors.Is(secureError(ep), tcpcrypt.ErrBadMagic) {
+		return true
+	}
+	_, reset := ep.LastError().(*tcpip.ErrConnectionReset)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return reset && e.silent
 }
 
 // legState is an endpoint's state as a dial sees it.

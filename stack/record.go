@@ -23,6 +23,7 @@ type conn struct {
 	wire, host leg
 	up, down   pump // host to wire, wire to host
 	running    atomic.Int32
+	shunned    bool        // no ENO is offered: it does not reach remote, as far as is remembered
 	broken     atomic.Bool // a leg ended by anything but FIN
 	aborting   atomic.Bool // the pumps are to end at once
 
@@ -33,6 +34,10 @@ type conn struct {
 	enc encryption // guarded by mu
 	neg *ENO       // what negotiated, nil if nothing did; guarded by mu
 	err error      // first cause of broken; guarded by mu
+
+	// service is what an inbound connection's service was dialled at, H and its port; zero
+	// before that and outbound. Guarded by mu.
+	service netip.AddrPort
 }
 
 // encryption is what was negotiated.
@@ -44,12 +49,14 @@ type encryption struct {
 	aead      tcpcrypt.AEAD
 	sessionID []byte
 	resumed   bool
+	peerAware bool // the peer's application-aware bit
 }
 
 const (
-	reasonOpening = tcpcrypt.ReasonOpening
-	reasonPolicy  = tcpcrypt.ReasonPolicy
-	reasonLimit   = tcpcrypt.ReasonLimit
+	reasonOpening  = tcpcrypt.ReasonOpening
+	reasonFallback = tcpcrypt.ReasonFallback
+	reasonPolicy   = tcpcrypt.ReasonPolicy
+	reasonLimit    = tcpcrypt.ReasonLimit
 )
 
 func newConn(s *Stack, dir Direction, local, remote netip.AddrPort, rule Rule) *conn {
@@ -115,13 +122,54 @@ func (c *conn) cause() error {
 
 func (c *conn) snapshot() Conn {
 	e := c.known()
+	sent, received := c.generations()
 	return Conn{
 		ID: c.id, Direction: c.dir, Local: c.local, Remote: c.remote,
 		State: State(c.state.Load()), Policy: c.rule.Policy, Label: c.rule.Label,
 		Encrypted: e.encrypted, Reason: e.reason, Role: e.role, TEP: e.tep, AEAD: e.aead,
 		SessionID: append([]byte(nil), e.sessionID...), Resumed: e.resumed,
+		PeerApplicationAware: e.peerAware, GenerationSent: sent, GenerationReceived: received,
 		BytesSent: c.sent.Load(), BytesReceived: c.recv.Load(),
 	}
+}
+
+// is reports whether c goes by this tuple. The service of an inbound connection sees H as
+// its own address, not what the remote dialled.
+func (c *conn) is(local, remote netip.AddrPort) bool {
+	if c.remote != remote {
+		return false
+	}
+	if c.local == local {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.service.IsValid() && c.service == local
+}
+
+// rekey makes the next record the first under new keys. It reports false if c is not encrypted and open.
+func (c *conn) rekey() bool {
+	if State(c.state.Load()) != Open || c.known().sessionID == nil {
+		return false
+	}
+	c.mu.Lock()
+	session := c.neg.TCPCryptSession()
+	c.mu.Unlock()
+	session.Sealer().Rekey()
+	return true
+}
+
+// generations returns how often the keys of each direction were replaced.
+func (c *conn) generations() (sent, received uint64) {
+	c.mu.Lock()
+	neg := c.neg
+	c.mu.Unlock()
+	if neg != nil {
+		if session := neg.TCPCryptSession(); session != nil {
+			return session.Generations()
+		}
+	}
+	return 0, 0
 }
 
 // start begins to relay. Both legs are established.

@@ -135,15 +135,18 @@ func readyOf(ep tcpip.Endpoint) <-chan struct{} {
 // again when the key exchange is complete.
 func (c *conn) settle(neg *ENO) encryption {
 	e := encryption{reason: reasonPolicy}
+	if c.shunned {
+		e.reason = reasonFallback
+	}
 	if neg != nil {
 		o, decided := neg.Outcome()
 		switch {
 		case !decided:
 			e.reason = reasonOpening
 		case !o.Encrypted:
-			e.reason = o.Reason
+			e.reason, e.peerAware = o.Reason, o.PeerApplicationAware
 		default:
-			e = encryption{encrypted: true, role: o.Role, tep: o.TEP, resumed: o.Resumed}
+			e = encryption{encrypted: true, role: o.Role, tep: o.TEP, resumed: o.Resumed, peerAware: o.PeerApplicationAware}
 			if session := neg.TCPCryptSession(); session != nil {
 				id := session.ID()
 				e.aead, e.sessionID = session.AEAD(), id[:]

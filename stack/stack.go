@@ -36,10 +36,11 @@ type Stack struct {
 	outbound *tcp.Forwarder
 	inbound  *tcp.Forwarder
 
-	syns  synTable
-	conns connTable
-	flows flowTable
-	work  workers
+	syns   synTable
+	conns  connTable
+	flows  flowTable
+	memory memory
+	work   workers
 
 	remoteLog logLimit
 	counters  counters
@@ -86,6 +87,7 @@ func New(o Options) (*Stack, error) {
 	}
 	s.syns.init(o.Limits, o.timing)
 	s.conns.init()
+	s.memory.init()
 	s.flows.init(o.Limits.Flows, o.Existing)
 	if n := len(o.Existing) - o.Limits.Flows; n > 0 {
 		s.log.Warn("too many existing connections: the rest will be reset", slog.Int("rest", n))
@@ -164,6 +166,30 @@ func (s *Stack) attach() error {
 // Conns returns the connections that are opening or open, and with closed also the
 // last ones that ended (60 s, at most 1,024), oldest first.
 func (s *Stack) Conns(closed bool) []Conn { return s.conns.snapshot(closed) }
+
+// Conn returns the connection that is opening or open between local and remote, as
+// Conns has them. Of an inbound one local may also be H and the service's port, which is
+// what the service's getsockname says.
+func (s *Stack) Conn(local, remote netip.AddrPort) (c Conn, ok bool) {
+	found := s.conns.find(unmapped(local), unmapped(remote))
+	if found == nil {
+		return Conn{}, false
+	}
+	return found.snapshot(), true
+}
+
+// Rekey replaces the keys of these connections, without ids of all that are encrypted
+// and open. It returns of how many; the others are skipped.
+func (s *Stack) Rekey(ids ...uint64) (n int) {
+	for _, c := range s.conns.get(ids) {
+		if c.rekey() {
+			n++
+		}
+	}
+	return n
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // Counters returns the counts so far.
 func (s *Stack) Counters() Counters {

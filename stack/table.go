@@ -107,6 +107,37 @@ func (t *connTable) listLocked() []*conn {
 	return out
 }
 
+// find returns the connection that is opening or open and goes by this tuple, the newest
+// if there are several; nil for none.
+func (t *connTable) find(local, remote netip.AddrPort) *conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var found *conn
+	for _, c := range t.live {
+		if (found == nil || c.id > found.id) && c.is(local, remote) {
+			found = c
+		}
+	}
+	return found
+}
+
+// get returns the connections of ids that are opening or open, all if there are no ids,
+// each once.
+func (t *connTable) get(ids []uint64) []*conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(ids) == 0 {
+		return t.listLocked()
+	}
+	var out []*conn
+	for _, id := range ids {
+		if c := t.live[id]; c != nil && !slices.Contains(out, c) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // each calls f for every connection that is opening or open.
 func (t *connTable) each(f func(*conn)) {
 	t.mu.Lock()
