@@ -36,6 +36,7 @@ var renames = []rename{
 	{"listenContext", "createConnectingEndpoint", "a passive open, with the peer's SYN"},
 	{"", "calculateAdvertisedMSS", "the advertised MSS, by path and not by NIC alone"},
 	{"sender", "updateMaxPayloadSize", "a path MTU update loses all that is in flight"},
+	{"sender", "postXmit", "a timer as long as something is unacknowledged"},
 	{"sender", "schedulePTO", "no tail loss probe within what scheduling takes"},
 	{"sender", "sendSegmentFromPacketBuffer", "FIN in the segment with the last record's end"},
 	{"Endpoint", "ModerateRecvBuf", "a window that opens because the buffer grew"},

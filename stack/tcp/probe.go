@@ -34,3 +34,16 @@ func (s *sender) schedulePTO() {
 		s.rtt.Unlock()
 	}
 }
+
+// postXmit wraps upstream's, which starts the retransmission timer only if it counts
+// packets as outstanding. What SACK makes it take for lost does not count, nor does FIN:
+// with nothing else left, and that lost once more, no timer ran and nothing was ever
+// sent again. RFC 6298, section 5, wants one as long as anything is unacknowledged.
+//
+// +checklocks:s.ep.mu
+func (s *sender) postXmit(dataSent, shouldScheduleProbe bool) {
+	s.postXmitUpstream(dataSent, shouldScheduleProbe)
+	if s.ep.protocol.ext != nil && s.SndUna != s.SndNxt && !s.resendTimer.enabled() && !s.probeTimer.enabled() {
+		s.resendTimer.enable(s.RTO)
+	}
+}
