@@ -9,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
@@ -147,16 +148,13 @@ func (c *conn) is(local, remote netip.AddrPort) bool {
 	return c.service.IsValid() && c.service == local
 }
 
-// rekey makes the next record the first under new keys. It reports false if c is not encrypted and open.
+// rekey starts a rekeying. It reports false if c is not encrypted and open.
 func (c *conn) rekey() bool {
 	if State(c.state.Load()) != Open || c.known().sessionID == nil {
 		return false
 	}
-	c.mu.Lock()
-	session := c.neg.TCPCryptSession()
-	c.mu.Unlock()
-	session.Sealer().Rekey()
-	return true
+	se, ok := tcp.AsSecure(c.wire.ep)
+	return ok && se.Rekey() == nil
 }
 
 // generations returns how often the keys of each direction were replaced.

@@ -66,6 +66,10 @@ func TestRekeyFromBothEnds(t *testing.T) {
 	if n := a.relay.Rekey(a.onlyConn(t).ID, a.onlyConn(t).ID); n != 1 {
 		t.Errorf("rekeyed %d, want 1", n)
 	}
+	waitFor(t, "an idle connection is rekeyed by both ends", func() bool {
+		ca, cb := a.onlyConn(t), b.onlyConn(t)
+		return ca.GenerationSent == 1 && ca.GenerationReceived == 1 && cb.GenerationSent == 1 && cb.GenerationReceived == 1
+	})
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
