@@ -13,15 +13,14 @@ import (
 	"sort"
 
 	"github.com/tcpcrypt/tcpcrypt/routing"
-	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
 // A Config is a configuration with every default filled in.
 type Config struct {
 	Interface Interface
 	Crypto    Crypto
-	Outbound  []routing.Outbound
-	Inbound   []routing.Inbound
+	Outbound  []Outbound
+	Inbound   []Inbound
 }
 
 // Interface is the [interface] table: the TUN device and the link's addresses.
@@ -32,12 +31,16 @@ type Interface struct {
 	MTU           int // in bytes
 }
 
-// Crypto is the [crypto] table.
-type Crypto struct {
-	TEPs       []tcpcrypt.TEP  // most preferred first
-	AEADs      []tcpcrypt.AEAD // most preferred first
+// An Outbound rule is routing's, and what its connections do with sessions.
+type Outbound struct {
+	routing.Outbound
+	Resumption bool // offer, accept and keep sessions
+}
+
+// An Inbound rule, likewise.
+type Inbound struct {
+	routing.Inbound
 	Resumption bool
-	Nonce      int // bytes of resumption nonce
 }
 
 // DefaultMTU is the device's: as large as IP allows, so that the kernel never cuts what
@@ -55,9 +58,7 @@ func Default() *Config {
 			Stack6: netip.MustParseAddr("fd74:6370:6372::2"),
 			MTU:    DefaultMTU,
 		},
-		Crypto: Crypto{
-			TEPs: tcpcrypt.DefaultTEPs(), AEADs: tcpcrypt.DefaultAEADs(), Resumption: true, Nonce: 8,
-		},
+		Crypto: defaultCrypto(),
 	}
 }
 

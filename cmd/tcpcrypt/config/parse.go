@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -13,7 +12,6 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/tcpcrypt/tcpcrypt/routing"
-	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
 const (
@@ -49,12 +47,12 @@ func Parse(file string, data []byte) (*Config, []Problem) {
 	c := Default()
 	root := r.root(doc, "interface", "crypto", "outbound", "inbound")
 	c.readInterface(root.table("interface", "name", "host4", "stack4", "host6", "stack6", "mtu", "on_exit"))
-	c.readCrypto(root.table("crypto", "teps", "aeads", "resumption", "nonce"))
-	for _, t := range root.tables("outbound", "to", "except", "ports", "policy") {
-		c.Outbound = append(c.Outbound, readOutbound(t))
+	c.Crypto.read(root.table("crypto", cryptoKeys...))
+	for _, t := range root.tables("outbound", "to", "except", "ports", "policy", "resumption") {
+		c.Outbound = append(c.Outbound, Outbound{readOutbound(t), resumption(t, c.Crypto.Resumption)})
 	}
-	for _, t := range root.tables("inbound", "ports", "policy", "deliver", "proxy_protocol") {
-		c.Inbound = append(c.Inbound, readInbound(t))
+	for _, t := range root.tables("inbound", "ports", "policy", "deliver", "proxy_protocol", "resumption") {
+		c.Inbound = append(c.Inbound, Inbound{readInbound(t), resumption(t, c.Crypto.Resumption)})
 	}
 	if len(c.Outbound) == 0 && len(c.Inbound) == 0 && len(r.problems) == 0 {
 		r.add("", "there is nothing to do: want at least one [[outbound]] or [[inbound]] rule")
@@ -112,13 +110,19 @@ func tableAt(data []byte, line int) (name string) {
 
 // Routing is the part of the configuration that the host's network is set up from.
 func (c *Config) Routing() routing.Config {
-	return routing.Config{
+	r := routing.Config{
 		Interface: c.Interface.Name,
 		Host4:     c.Interface.Host4, Stack4: c.Interface.Stack4,
 		Host6: c.Interface.Host6, Stack6: c.Interface.Stack6,
-		MTU:      c.Interface.MTU,
-		Outbound: c.Outbound, Inbound: c.Inbound,
+		MTU: c.Interface.MTU,
 	}
+	for _, o := range c.Outbound {
+		r.Outbound = append(r.Outbound, o.Outbound)
+	}
+	for _, in := range c.Inbound {
+		r.Inbound = append(r.Inbound, in.Inbound)
+	}
+	return r
 }
 
 func (c *Config) readInterface(t table) {
@@ -185,53 +189,6 @@ func badName(s string) string {
 		return `cannot name a device; want letters, digits, "-", "_" and "." only`
 	}
 	return ""
-}
-
-func (c *Config) readCrypto(t table) {
-	if ss, ok := t.strings("teps"); ok {
-		c.Crypto.TEPs = names(t, "teps", ss, tcpcrypt.ParseTEP, tcpcrypt.TEPs())
-	}
-	if ss, ok := t.strings("aeads"); ok {
-		c.Crypto.AEADs = names(t, "aeads", ss, tcpcrypt.ParseAEAD, tcpcrypt.AEADs())
-	}
-	if b, ok := t.boolean("resumption"); ok {
-		c.Crypto.Resumption = b
-	}
-	if n, ok := t.integer("nonce"); ok {
-		if n < 0 || n > 8 {
-			t.add("nonce", "%d is out of range; want 0 to 8 bytes", n)
-		} else {
-			c.Crypto.Nonce = int(n)
-		}
-	}
-}
-
-// names reads a list of names, each at most once and at least one.
-func names[T interface {
-	comparable
-	fmt.Stringer
-}](t table, key string, ss []item, parse func(string) (T, error), all []T) (vs []T) {
-	var want []string
-	for _, v := range all {
-		want = append(want, v.String())
-	}
-	list := strings.Join(want, ", ")
-	if len(ss) == 0 && !t.hasProblem(key) {
-		t.add(key, "is empty; want some of: %s", list)
-	}
-	for _, it := range ss {
-		i, s := it.at, it.s
-		v, err := parse(s)
-		switch {
-		case err != nil:
-			t.add(element(key, i), "unknown name %q; one of: %s", s, list)
-		case slices.Contains(vs, v):
-			t.add(element(key, i), "%q is there twice; want each once, most preferred first", s)
-		default:
-			vs = append(vs, v)
-		}
-	}
-	return vs
 }
 
 func readOutbound(t table) (o routing.Outbound) {

@@ -3,9 +3,10 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"slices"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tcpcrypt/tcpcrypt/routing"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
@@ -26,6 +27,7 @@ to     = ["10.20.0.0/16", "192.0.2.7", "2001:db8::/32"]
 except = ["10.20.3.0/24"]
 ports  = ["80", "9000-9100", 443]
 policy = "require"
+resumption = true
 
 [[outbound]]
 to = ["0.0.0.0/0"]
@@ -35,12 +37,24 @@ ports   = ["80"]
 policy  = "require"
 deliver = "transparent"
 proxy_protocol = false
+resumption = true
+
+[[inbound]]
+ports = ["81"]
 
 [crypto]
 teps       = ["p521", "curve448"]
 aeads      = ["aes256gcm"]
 resumption = false
 nonce      = 3
+sessions   = 10
+session_age = "90s"
+rekey_bytes  = 1000
+rekey_frames = 0x1_0000_0000
+rekey_after  = "1m30s"
+keepalive    = "2h"
+application_aware = true
+require_application_aware = true
 `
 
 func TestEveryKey(t *testing.T) {
@@ -56,19 +70,33 @@ func TestEveryKey(t *testing.T) {
 	if c.Interface != want {
 		t.Errorf("interface %+v, want %+v", c.Interface, want)
 	}
-	if !slices.Equal(c.Crypto.TEPs, []tcpcrypt.TEP{tcpcrypt.P521, tcpcrypt.Curve448}) ||
-		!slices.Equal(c.Crypto.AEADs, []tcpcrypt.AEAD{tcpcrypt.AES256GCM}) || c.Crypto.Resumption || c.Crypto.Nonce != 3 {
-		t.Errorf("crypto %+v", c.Crypto)
+	crypto := Crypto{
+		TEPs: []tcpcrypt.TEP{tcpcrypt.P521, tcpcrypt.Curve448}, AEADs: []tcpcrypt.AEAD{tcpcrypt.AES256GCM},
+		Nonce: 3, Sessions: 10, SessionAge: 90 * time.Second,
+		RekeyBytes: 1000, RekeyFrames: 1 << 32, RekeyAfter: 90 * time.Second, KeepAlive: 2 * time.Hour,
+		ApplicationAware: true, RequireApplicationAware: true,
+	}
+	if !reflect.DeepEqual(c.Crypto, crypto) {
+		t.Errorf("crypto %+v, want %+v", c.Crypto, crypto)
 	}
 	o := c.Outbound[0]
-	if got := fmt.Sprint(o.To, o.Except, o.Ports, o.Policy); got != "[10.20.0.0/16 192.0.2.7/32 2001:db8::/32] [10.20.3.0/24] [80 9000-9100 443] require" {
+	if got := fmt.Sprint(o.To, o.Except, o.Ports, o.Policy); got != "[10.20.0.0/16 192.0.2.7/32 2001:db8::/32] [10.20.3.0/24] [80 9000-9100 443] require" || !o.Resumption {
 		t.Errorf("outbound[0] is %s", got)
 	}
-	if o := c.Outbound[1]; o.Policy != routing.Opportunistic || o.Ports != nil {
-		t.Errorf("outbound[1] is %+v, want opportunistic and all ports", o)
+	if o := c.Outbound[1]; o.Policy != routing.Opportunistic || o.Ports != nil || o.Resumption {
+		t.Errorf("outbound[1] is %+v, want opportunistic, all ports, and resumption as in [crypto]", o)
 	}
-	if in := c.Inbound[0]; len(c.Inbound) != 1 || in.Policy != routing.Require || fmt.Sprint(in.Ports) != "[80]" {
-		t.Errorf("inbound is %+v", c.Inbound)
+	if len(c.Inbound) != 2 {
+		t.Fatalf("inbound is %+v", c.Inbound)
+	}
+	if in := c.Inbound[0]; in.Policy != routing.Require || fmt.Sprint(in.Ports) != "[80]" || !in.Resumption {
+		t.Errorf("inbound[0] is %+v", in)
+	}
+	if c.Inbound[1].Resumption {
+		t.Error("inbound[1] resumes, want as in [crypto]")
+	}
+	if r := c.Routing(); len(r.Outbound) != 2 || len(r.Inbound) != 2 || fmt.Sprint(r.Outbound[0].Ports, r.Inbound[1].Ports) != "[80 9000-9100 443] [81]" {
+		t.Errorf("routing gets %+v", r)
 	}
 }
 
@@ -78,6 +106,16 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(problems)
 	}
 	d := Default()
+	if !c.Inbound[0].Resumption {
+		t.Error("a rule that says nothing does not resume")
+	}
+	want := Crypto{
+		TEPs: tcpcrypt.DefaultTEPs(), AEADs: tcpcrypt.DefaultAEADs(), Resumption: true, Nonce: 8,
+		Sessions: 4096, SessionAge: time.Hour, RekeyAfter: time.Hour, KeepAlive: 5 * time.Minute,
+	}
+	if !reflect.DeepEqual(d.Crypto, want) {
+		t.Errorf("crypto %+v, want %+v", d.Crypto, want)
+	}
 	if c.Interface != d.Interface || fmt.Sprint(c.Crypto) != fmt.Sprint(d.Crypto) {
 		t.Errorf("%+v, want the defaults %+v", c, d)
 	}
@@ -139,6 +177,27 @@ func TestProblems(t *testing.T) {
 		"no aeads":              {rule + "[crypto]\naeads = []\n", []string{"f:4: crypto.aeads: |is empty|"}},
 		"aead of another type":  {rule + "[crypto]\naeads = [3]\n", []string{"f:4: crypto.aeads[0]: |want a string, not a number|"}},
 		"bad nonce":             {rule + "[crypto]\nnonce = 9\nresumption = 1\n", []string{"f:4: crypto.nonce: |0 to 8|", "f:5: crypto.resumption: |want true or false|"}},
+		"negative nonce":        {rule + "[crypto]\nnonce = -1\n", []string{"f:4: crypto.nonce: |0 to 8|"}},
+		"no sessions":           {rule + "[crypto]\nsessions = 0\n", []string{"f:4: crypto.sessions: |want 1 to 1048576, or resumption = false|"}},
+		"too many sessions":     {rule + "[crypto]\nsessions = 1048577\n", []string{"f:4: crypto.sessions: |out of range|"}},
+		"age is a number":       {rule + "[crypto]\nsession_age = 3600\n", []string{"f:4: crypto.session_age: |want a length of time such as \"90s\", \"5m\" or \"1h\", not a number|"}},
+		"age without unit":      {rule + "[crypto]\nsession_age = '3600'\n", []string{"f:4: crypto.session_age: |\"3600\" is not a length of time; want one such|"}},
+		"short age":             {rule + "[crypto]\nsession_age = '999ms'\n", []string{"f:4: crypto.session_age: |\"999ms\" is out of range; want \"1s\" to \"24h\", or resumption = false|"}},
+		"long age":              {rule + "[crypto]\nsession_age = '24h0m1s'\n", []string{"f:4: crypto.session_age: |out of range|"}},
+		"rekey bytes":           {rule + "[crypto]\nrekey_bytes = 0\n", []string{"f:4: crypto.rekey_bytes: |want 1 to 68719476736, or leave it out|"}},
+		"too many rekey bytes":  {rule + "[crypto]\nrekey_bytes = 68719476737\n", []string{"f:4: crypto.rekey_bytes: |out of range|"}},
+		"rekey frames":          {rule + "[crypto]\nrekey_frames = 0\n", []string{"f:4: crypto.rekey_frames: |want 1 to 4294967296, or leave it out|"}},
+		"too many rekey frames": {rule + "[crypto]\nrekey_frames = 4294967297\n", []string{"f:4: crypto.rekey_frames: |out of range|"}},
+		"rekey fraction":        {rule + "[crypto]\nrekey_bytes = 1e9\n", []string{"f:4: crypto.rekey_bytes: |whole number, not a fraction|"}},
+		"rekey at once":         {rule + "[crypto]\nrekey_after = '0s'\n", []string{"f:4: crypto.rekey_after: |want \"1s\" to \"1h\"|"}},
+		"rekey late":            {rule + "[crypto]\nrekey_after = '1h1ns'\n", []string{"f:4: crypto.rekey_after: |out of range|"}},
+		"keepalive off?":        {rule + "[crypto]\nkeepalive = false\n", []string{"f:4: crypto.keepalive: |length of time|"}},
+		"keepalive negative":    {rule + "[crypto]\nkeepalive = '-1s'\n", []string{"f:4: crypto.keepalive: |\"-1s\" is out of range; want \"1s\" to \"24h\", or \"0s\" to turn it off|"}},
+		"keepalive short":       {rule + "[crypto]\nkeepalive = '500ms'\n", []string{"f:4: crypto.keepalive: |out of range|"}},
+		"keepalive long":        {rule + "[crypto]\nkeepalive = '25h'\n", []string{"f:4: crypto.keepalive: |out of range|"}},
+		"aware of what":         {rule + "[crypto]\napplication_aware = 'yes'\nrequire_application_aware = 1\n", []string{"f:4: crypto.application_aware: |want true or false|", "f:5: crypto.require_application_aware: |want true or false|"}},
+		"rule's resumption":     {"[[outbound]]\nto = ['10.0.0.0/8']\nresumption = 'no'\n[[inbound]]\nports = ['1']\nresumption = 0\n", []string{"f:3: outbound[0].resumption: |want true or false, not a string|", "f:6: inbound[0].resumption: |want true or false|"}},
+		"misspelt":              {rule + "[crypto]\nsession_agr = '1h'\nkeep_alive = '1h'\n", []string{"f:4: crypto.session_agr: |did you mean session_age?|", "f:5: crypto.keep_alive: |did you mean keepalive?|"}},
 		"second rule":           {rule + "\n[[inbound]]\nports = ['x']\n", []string{"f:5: inbound[1].ports[0]: ||"}},
 		"dotted and inline":     {"interface.mtu = 3\noutbound = [{to = ['x']}]\n", []string{"f:1: interface.mtu: ||", "f:2: outbound[0].to[0]: ||"}},
 		"many problems at once": {"[[outbound]]\nto = ['x']\npolicy = 'y'\nports = ['z']\n", []string{"f:2: outbound[0].to[0]: ||", "f:3: outbound[0].policy: ||", "f:4: outbound[0].ports[0]: ||"}},
@@ -181,10 +240,33 @@ func TestTooManyRules(t *testing.T) {
 	}
 }
 
+// TestKeepAliveOff: no time at all is no keep-alive, however it is written.
+func TestKeepAliveOff(t *testing.T) {
+	for _, off := range []string{"0s", "0", "0h0m"} {
+		c, problems := Parse("f", []byte("[[inbound]]\nports = ['1']\n[crypto]\nkeepalive = '"+off+"'\n"))
+		if len(problems) > 0 || c.Crypto.KeepAlive != 0 {
+			t.Errorf("keepalive %q: %+v, %v", off, c, problems)
+		}
+	}
+}
+
+// TestEnds: both ends of each range are right.
+func TestEnds(t *testing.T) {
+	for _, doc := range []string{
+		"sessions = 1\nsession_age = '1s'\nrekey_bytes = 1\nrekey_frames = 1\nrekey_after = '1s'\nkeepalive = '1s'\nnonce = 0\n",
+		"sessions = 1048576\nsession_age = '24h'\nrekey_bytes = 68719476736\nrekey_frames = 4294967296\nrekey_after = '60m'\nkeepalive = '24h'\nnonce = 8\n",
+	} {
+		if _, problems := Parse("f", []byte("[[inbound]]\nports = ['1']\n[crypto]\n"+doc)); len(problems) > 0 {
+			t.Error(problems)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(whole))
 	f.Add([]byte("[[outbound]]\nto = ['10.0.0.0/8',]\n[outbound.x]\n"))
 	f.Add([]byte("a.b.c = [[1, {x = 2}], 'y']"))
+	f.Add([]byte("[crypto]\nkeepalive = '-2562047h47m16.854775808s'\nrekey_bytes = -9223372036854775808\n"))
 	f.Fuzz(func(t *testing.T, doc []byte) {
 		c, problems := Parse("f", doc)
 		if (c == nil) != (len(problems) > 0) {
