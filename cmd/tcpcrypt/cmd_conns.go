@@ -1,11 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"net/netip"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -14,13 +13,19 @@ import (
 )
 
 func newConns() *cobra.Command {
-	var socket string
-	var asJSON, closed bool
+	var ask asker
+	var closed bool
+	var local, remote string
+	var ends [2]netip.AddrPort
 	cmd := &cobra.Command{
 		Use:   "conns",
 		Short: "List the daemon's connections: encrypted with what, or in clear and why",
 		Long: `Lists the connections that the daemon has captured, a line each: encrypted with what, or in clear and why. The
 session id is the same at both ends exactly if nobody sits between them; --json has it whole.
+
+With --local and --remote only the connection between these two, which a program knows of its own socket by getsockname
+and getpeername: how it learns the session id that it binds its own authentication to. A service behind an inbound rule
+may give the address that it sees. Exit status 1 if there is no such connection.
 
 Why in clear:
   no-eno         the peer does not do tcpcrypt
@@ -32,36 +37,54 @@ Why in clear:
   limit          too many connections at once
   opening        not decided yet`,
 		Example: `  sudo tcpcrypt conns
-  sudo tcpcrypt conns --json --closed | jq '.[] | select(.encrypted | not) | [.remote, .reason]'`,
-		Args:    cobra.NoArgs,
-		PreRunE: func(*cobra.Command, []string) error { return checkSocket(socket) },
+  sudo tcpcrypt conns --json --closed | jq '.[] | select(.encrypted | not) | [.remote, .reason]'
+  sudo tcpcrypt conns --json --local 192.0.2.1:40112 --remote 203.0.113.5:80 | jq -r '.[].session_id'`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c := control.Client{Socket: socket}
-			conns, err := c.Conns(cmd.Context(), closed)
-			switch {
-			case errors.Is(err, control.ErrNotRunning):
-				return failure{err, "sudo tcpcrypt up -c FILE, or --socket PATH if it listens elsewhere"}
-			case errors.Is(err, fs.ErrPermission):
-				return failure{err, "sudo tcpcrypt conns"}
-			case err != nil:
-				return err
+			var conns []control.Conn
+			var err error
+			if local == "" {
+				conns, err = ask.client().Conns(cmd.Context(), closed)
+			} else {
+				conns = make([]control.Conn, 1)
+				conns[0], err = ask.client().Conn(cmd.Context(), ends[0], ends[1])
 			}
-			if asJSON {
-				return writeConnsJSON(cmd.OutOrStdout(), conns)
+			if err != nil {
+				return failed(cmd, err)
+			}
+			if ask.asJSON {
+				return writeJSON(cmd.OutOrStdout(), conns)
 			}
 			return writeConns(cmd.OutOrStdout(), conns)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", control.DefaultSocket(), "`PATH` of the daemon's control socket")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array, every field of every connection")
+	ask.flags(cmd, "print a JSON array, every field of every connection", func() (err error) {
+		ends, err = parseEnds(local, remote)
+		if err == nil && local != "" && closed {
+			err = errors.New("--closed: does not go with --local and --remote, which show no connection that has ended")
+		}
+		return err
+	})
 	cmd.Flags().BoolVar(&closed, "closed", false, "also those that ended in the last 60 seconds")
+	cmd.Flags().StringVar(&local, "local", "", "only the connection with this `ADDRESS:PORT` of the program's, and --remote")
+	cmd.Flags().StringVar(&remote, "remote", "", "the `ADDRESS:PORT` of its other end")
 	return cmd
 }
 
-func writeConnsJSON(w io.Writer, conns []control.Conn) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(conns)
+// parseEnds reads --local and --remote: both or none.
+func parseEnds(local, remote string) (ends [2]netip.AddrPort, err error) {
+	if local == "" && remote == "" {
+		return ends, nil
+	}
+	for i, e := range []struct{ flag, value string }{{"--local", local}, {"--remote", remote}} {
+		if e.value == "" {
+			return ends, fmt.Errorf("%s: is missing; --local and --remote go together", e.flag)
+		}
+		if ends[i], err = netip.ParseAddrPort(e.value); err != nil {
+			return ends, fmt.Errorf("%s %q: want an address with port, such as 192.0.2.1:80 or [2001:db8::1]:80", e.flag, e.value)
+		}
+	}
+	return ends, nil
 }
 
 // writeConns writes the table. A session id is shown by its first bytes: enough for

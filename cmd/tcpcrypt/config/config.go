@@ -10,6 +10,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sort"
 
 	"github.com/tcpcrypt/tcpcrypt/routing"
@@ -41,6 +42,12 @@ type Outbound struct {
 type Inbound struct {
 	routing.Inbound
 	Resumption bool
+}
+
+// Resumes reports whether any rule that encrypts does so.
+func (c *Config) Resumes() bool {
+	return slices.ContainsFunc(c.Outbound, func(o Outbound) bool { return o.Resumption && o.Policy != routing.Bypass }) ||
+		slices.ContainsFunc(c.Inbound, func(in Inbound) bool { return in.Resumption && in.Policy != routing.Bypass })
 }
 
 // DefaultMTU is the device's: as large as IP allows, so that the kernel never cuts what

@@ -9,23 +9,36 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 )
 
-// PathConns is the route of Client.Conns. With the query closed=true it also lists
-// those that have ended.
-const PathConns = "/v1/conns"
+// The routes. What changes something is POST, with its parameters in the query and no
+// body.
+const (
+	PathConns    = "/v1/conns"    // GET; closed=true also lists those that have ended
+	PathConn     = "/v1/conn"     // GET; local=ADDRESS:PORT and remote=ADDRESS:PORT; 404 if there is none
+	PathSessions = "/v1/sessions" // GET
+	PathFlush    = "/v1/flush"    // POST; peer=ADDRESS, all without
+)
 
 const (
 	maxErrorBody = 4 << 10 // of what a daemon says beside an error status
 	runSocket    = "/run/tcpcrypt.sock"
 )
 
-// ErrNotRunning means that nobody answers on the socket.
-var ErrNotRunning = errors.New("no daemon is running there")
+var (
+	// ErrNotRunning means that nobody answers on the socket.
+	ErrNotRunning = errors.New("no daemon is running there")
+
+	// ErrNoConn means that the daemon has no such connection: it has ended, or the daemon
+	// did not capture it, or it is not a connection of this host.
+	ErrNoConn = errors.New("no such connection")
+)
 
 // DefaultSocket is where the daemon listens if it is not told otherwise:
 // /run/tcpcrypt.sock, or for an ordinary user tcpcrypt.sock in $XDG_RUNTIME_DIR.
@@ -48,15 +61,55 @@ type Client struct {
 // closed also the last ones that have ended (60 s, at most 1,024). The error is
 // ErrNotRunning, or matches fs.ErrPermission, or is what went wrong.
 func (c *Client) Conns(ctx context.Context, closed bool) ([]Conn, error) {
-	path := PathConns
+	query := url.Values{}
 	if closed {
-		path += "?closed=true"
+		query.Set("closed", "true")
 	}
-	conns := []Conn{}
-	if err := c.get(ctx, path, &conns); err != nil {
+	return list[Conn](ctx, c, PathConns, query)
+}
+
+// Conn returns the connection of this pair of addresses, of those that have not ended.
+// local is the program's end, as getsockname tells it: of an inbound connection that
+// may be the address that the remote dialled, or the one that the service sees. The
+// error is as that of Conns, or ErrNoConn.
+//
+// Compare the session id over the connection, or bind your own authentication to it:
+// it is the same at both ends exactly if nobody sits between them.
+func (c *Client) Conn(ctx context.Context, local, remote netip.AddrPort) (Conn, error) {
+	var conn Conn
+	err := c.ask(ctx, http.MethodGet, PathConn, url.Values{"local": {local.String()}, "remote": {remote.String()}}, &conn)
+	var status *statusError
+	if errors.As(err, &status) && status.code == http.StatusNotFound {
+		return Conn{}, fmt.Errorf("%s: %w from %s to %s", c.socket(), ErrNoConn, local, remote)
+	}
+	return conn, err
+}
+
+// Sessions lists what later connections may be resumed from. The error is as that of
+// Conns.
+func (c *Client) Sessions(ctx context.Context) ([]Session, error) {
+	return list[Session](ctx, c, PathSessions, nil)
+}
+
+// Flush makes the daemon forget the sessions with peer, and what it remembers of peer
+// as a destination; the zero Addr means all peers. Connections go on. The error is as
+// that of Conns.
+func (c *Client) Flush(ctx context.Context, peer netip.Addr) (f Flushed, err error) {
+	query := url.Values{}
+	if peer.IsValid() {
+		query.Set("peer", peer.String())
+	}
+	err = c.ask(ctx, http.MethodPost, PathFlush, query, &f)
+	return f, err
+}
+
+// list gets an array, which is not nil.
+func list[T any](ctx context.Context, c *Client, path string, query url.Values) ([]T, error) {
+	all := []T{}
+	if err := c.ask(ctx, http.MethodGet, path, query, &all); err != nil {
 		return nil, err
 	}
-	return conns, nil
+	return all, nil
 }
 
 func (c *Client) socket() string {
@@ -74,11 +127,12 @@ func (c *Client) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", c.socket())
 }
 
-func (c *Client) get(ctx context.Context, path string, reply any) error {
+func (c *Client) ask(ctx context.Context, method, path string, query url.Values, reply any) error {
 	transport := &http.Transport{DialContext: c.dial, DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
 	// The host is not looked up: dial knows where to go.
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tcpcrypt"+path, nil)
+	to := url.URL{Scheme: "http", Host: "tcpcrypt", Path: path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
 	if err != nil {
 		return err
 	}
@@ -92,13 +146,21 @@ func (c *Client) get(ctx context.Context, path string, reply any) error {
 	defer func() { _ = resp.Body.Close() }() // only read
 	if resp.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // it is only a text
-		return fmt.Errorf("%s: %s: %s", c.socket(), resp.Status, strings.TrimSpace(string(said)))
+		return fmt.Errorf("%s: %w", c.socket(), &statusError{resp.StatusCode, resp.Status, strings.TrimSpace(string(said))})
 	}
 	if err := json.NewDecoder(resp.Body).Decode(reply); err != nil {
 		return fmt.Errorf("%s: cannot read the answer: %w", c.socket(), err)
 	}
 	return nil
 }
+
+// A statusError is a daemon's refusal.
+type statusError struct {
+	code         int
+	status, said string
+}
+
+func (e *statusError) Error() string { return e.status + ": " + e.said }
 
 // cause drops the URL that net/http puts before every error: it is made up.
 func cause(err error) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/config"
 	"github.com/tcpcrypt/tcpcrypt/routing"
 	"github.com/tcpcrypt/tcpcrypt/stack"
+	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 	"github.com/tcpcrypt/tcpcrypt/tun"
 )
 
@@ -30,6 +31,7 @@ type Options struct {
 // and no line before has that word.
 func Run(ctx context.Context, o Options) error {
 	d := &daemon{o: o, log: o.Log, conns: make(chan struct{})}
+	d.cache = tcpcrypt.NewCache(tcpcrypt.CacheOptions{Entries: o.Config.Crypto.Sessions, Age: o.Config.Crypto.SessionAge})
 	err := d.start(ctx)
 	switch {
 	case err == nil:
@@ -67,6 +69,7 @@ type daemon struct {
 	device *tun.Device
 	host   *routing.Host
 	stack  *stack.Stack
+	cache  *tcpcrypt.Cache
 	conns  chan struct{} // closed once stack is set, or never will be
 }
 
@@ -76,6 +79,9 @@ func (d *daemon) start(ctx context.Context) error {
 	if err := d.leaveOutIPv6(); err != nil {
 		return err
 	}
+	if c := d.o.Config.Crypto; c.Nonce == 0 && d.o.Config.Resumes() {
+		d.log.Warn("resumption without a nonce (crypto.nonce = 0): a copy of this machine in mid-run may use a key twice; 8 is safe")
+	}
 	var err error
 	if d.table, err = routing.NewTable(d.config); err != nil {
 		return err
@@ -83,7 +89,7 @@ func (d *daemon) start(ctx context.Context) error {
 	if err := routing.Check(ctx, d.config); err != nil {
 		return err
 	}
-	if d.server, err = listen(d.o.Socket, d.list, d.log); err != nil {
+	if d.server, err = listen(d.o.Socket, d, d.log); err != nil {
 		return err
 	}
 	if d.device, err = tun.Open(tun.Options{Name: d.config.Interface, MTU: d.config.MTU, Log: d.log}); err != nil {
@@ -149,6 +155,7 @@ func (d *daemon) stop() error {
 	if d.stack != nil {
 		errs = append(errs, within(stopLimit, d.stack.Close))
 	}
+	d.cache.Close() // no connection brings a session any more
 	if d.device != nil {
 		errs = append(errs, d.device.Close())
 	}

@@ -2,21 +2,17 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
 )
 
 const (
@@ -37,7 +33,7 @@ type server struct {
 
 // listen serves on a new socket at path. A socket that nobody serves any more is
 // replaced; one that is in use, or anything else at path, is an error.
-func listen(path string, conns func(closed bool) []control.Conn, log *slog.Logger) (*server, error) {
+func listen(path string, a answerer, log *slog.Logger) (*server, error) {
 	if len(path) > maxPath {
 		return nil, &Error{What: "listen on the control socket " + path,
 			Err: fmt.Errorf("%d bytes are too long for a socket", len(path)), Fix: fmt.Sprintf("a path of at most %d bytes, with --socket PATH", maxPath)}
@@ -51,20 +47,8 @@ func listen(path string, conns func(closed bool) []control.Conn, log *slog.Logge
 			Fix: "another path, with --socket PATH"}
 	}
 	s := &server{path: path}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+control.PathConns, func(w http.ResponseWriter, r *http.Request) {
-		closed, err := strconv.ParseBool(r.URL.Query().Get("closed"))
-		if err != nil && r.URL.Query().Has("closed") {
-			http.Error(w, "closed: want true or false", http.StatusBadRequest)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(conns(closed)); err != nil {
-			log.Debug("control: client went away", slog.Any("err", err))
-		}
-	})
 	s.http = http.Server{
-		Handler:           mux,
+		Handler:           routes(a, log),
 		ReadHeaderTimeout: requestLimit, ReadTimeout: requestLimit, WriteTimeout: requestLimit, IdleTimeout: requestLimit,
 		MaxHeaderBytes: headerLimit,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),

@@ -27,12 +27,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func start(t *testing.T) (s *server, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
-	s, err := listen(path, func(closed bool) []control.Conn {
-		if closed {
-			return []control.Conn{{ID: 1, State: "closed"}, {ID: 2}}
-		}
-		return []control.Conn{{ID: 2}}
-	}, quiet())
+	s, err := listen(path, new(fake), quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +77,7 @@ func TestServerTakesTheWayOfAStaleSocket(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s, err := listen(path, func(bool) []control.Conn { return []control.Conn{} }, quiet())
+	s, err := listen(path, new(fake), quiet())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,12 +29,19 @@ func (d *daemon) stackOptions(link *tun.Endpoint, flows []routing.Flow) stack.Op
 		OriginalDst: d.originalDst,
 		Listening:   d.listening,
 		Existing:    existing,
+		Cache:       d.cache,
 		Log:         d.log,
 	}
 }
 
 func (d *daemon) crypto() tcpcrypt.Options {
-	return tcpcrypt.Options{TEPs: d.o.Config.Crypto.TEPs, AEADs: d.o.Config.Crypto.AEADs}
+	c := d.o.Config.Crypto
+	return tcpcrypt.Options{
+		TEPs: c.TEPs, AEADs: c.AEADs,
+		ApplicationAware: c.ApplicationAware, RequireApplicationAware: c.RequireApplicationAware,
+		MaxKeyBytes: c.RekeyBytes, MaxKeyFrames: c.RekeyFrames, MaxKeyAge: c.RekeyAfter,
+		ShortNonce: 8 - c.Nonce,
+	}
 }
 
 // outbound is the policy of a connection that the kernel has captured. No rule: the
@@ -45,7 +52,8 @@ func (d *daemon) outbound(_, dst netip.AddrPort) stack.Rule {
 	if !ok {
 		return stack.Rule{Policy: stack.Bypass, Label: "no rule"}
 	}
-	return stack.Rule{Policy: policy(p), Options: d.crypto(), Label: fmt.Sprintf("outbound[%d]", i)}
+	return stack.Rule{Policy: policy(p), Options: d.crypto(), Label: fmt.Sprintf("outbound[%d]", i),
+		NoResumption: !d.o.Config.Outbound[i].Resumption}
 }
 
 func (d *daemon) inbound(local, _ netip.AddrPort) (stack.Rule, bool) {
@@ -53,7 +61,8 @@ func (d *daemon) inbound(local, _ netip.AddrPort) (stack.Rule, bool) {
 	if !ok {
 		return stack.Rule{}, false
 	}
-	return stack.Rule{Policy: policy(p), Options: d.crypto(), Label: fmt.Sprintf("inbound[%d]", i)}, true
+	return stack.Rule{Policy: policy(p), Options: d.crypto(), Label: fmt.Sprintf("inbound[%d]", i),
+		NoResumption: !d.o.Config.Inbound[i].Resumption}, true
 }
 
 func (d *daemon) originalDst(remote, s netip.AddrPort) (netip.AddrPort, bool) {

@@ -269,7 +269,7 @@ func TestCheckCommand(t *testing.T) {
 			t.Errorf("%q: status %d, %q; want 1 and %s", c.config, status, out, file+c.want)
 		}
 	}
-	for _, args := range [][]string{{"flush"}, {"doctor"}, {"up", "--no-such-flag"}, {"check"}} {
+	for _, args := range [][]string{{"doctor"}, {"up", "--no-such-flag"}, {"check"}} {
 		if _, err := n.a.try(t, program, args...); exitStatus(t, err) != 2 {
 			t.Errorf("tcpcrypt %v: %v, want status 2", args, err)
 		}
