@@ -45,6 +45,8 @@ func answer(t *testing.T, status int, reply any) (socket string, asked func() st
 func TestAsking(t *testing.T) {
 	sessions := []control.Session{{ID: 1, Peer: "192.0.2.1:80", OpenedBy: "us", Role: "A", TEP: "p256", AEAD: "aes128gcm", NextIndex: 2,
 		Created: time.Now().Add(-time.Minute - time.Second/2), Expires: time.Now().Add(time.Hour + time.Minute)}}
+	remembered := []control.Remembered{{Peer: "[2001:db8::1]:80", Reason: "fallback",
+		Since: time.Now().Add(-time.Minute - time.Second/2), Until: time.Now().Add(9 * time.Minute)}}
 	for _, tc := range []struct {
 		args   string
 		code   int
@@ -59,6 +61,11 @@ func TestAsking(t *testing.T) {
 		{"sessions", 200, sessions, "GET /v1/sessions", 0, "192.0.2.1:80  us         p256  aes128gcm  2     1m0s  1h0m59s\n"},
 		{"sessions", 200, []control.Session{}, "GET /v1/sessions", 0, "PEER  OPENED BY  TEP  AEAD  NEXT  AGE  EXPIRES IN\n"},
 		{"sessions --json", 200, []control.Session{}, "GET /v1/sessions", 0, "[]\n"},
+		{"remembered", 200, remembered, "GET /v1/remembered", 0, "[2001:db8::1]:80  fallback  1m0s  8m59s\n"},
+		{"remembered --json", 200, []control.Remembered{}, "GET /v1/remembered", 0, "[]\n"},
+		{"rekey", 200, control.Rekeyed{Connections: 5}, "POST /v1/rekey", 0, "5\n"},
+		{"rekey --json", 200, control.Rekeyed{Connections: 5}, "POST /v1/rekey", 0, "{\n  \"connections\": 5\n}\n"},
+		{"rekey 9 7 9", 200, control.Rekeyed{Connections: 2}, "POST /v1/rekey?id=7&id=9", 0, "2\n"},
 		{"conns --json --local 192.0.2.1:5 --remote 192.0.2.2:80", 200, control.Conn{ID: 7}, "GET /v1/conn?local=192.0.2.1%3A5&remote=192.0.2.2%3A80", 0, "[\n  {\n    \"id\": 7,"},
 		{"conns --local 192.0.2.1:5 --remote 192.0.2.2:80", 404, "no such connection", "GET /v1/conn?local=192.0.2.1%3A5&remote=192.0.2.2%3A80", 1, "no such connection from 192.0.2.1:5 to 192.0.2.2:80\n  try: "},
 		{"sessions", 500, "out of order", "GET /v1/sessions", 1, "out of order"},
@@ -88,5 +95,17 @@ func TestNoPermission(t *testing.T) {
 	}
 	if err := failed(newRoot(), io.EOF); !errors.Is(err, io.EOF) {
 		t.Error(err)
+	}
+}
+
+// TestRekeyTellsOfTheMissing: the count is printed as ever, and the status says that it
+// is not what was asked for.
+func TestRekeyTellsOfTheMissing(t *testing.T) {
+	socket, asked := answer(t, 200, control.Rekeyed{Connections: 1})
+	var out, complaint strings.Builder
+	status := run(t.Context(), []string{"rekey", "7", "9", "--socket", socket}, strings.NewReader(""), &out, &complaint)
+	asked()
+	if status != 1 || out.String() != "1\n" || !strings.Contains(complaint.String(), "1 of 2 connections have new keys") {
+		t.Errorf("status %d, stdout %q, stderr %q", status, out.String(), complaint.String())
 	}
 }

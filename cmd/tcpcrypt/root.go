@@ -113,7 +113,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage; lab passes on its command's.`,
 	root.SetVersionTemplate("tcpcrypt {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(newHelp(root))
-	root.AddCommand(newUp(), newCheck(), newConns(), newSessions(), newFlush(), newLab(), newVersion())
+	root.AddCommand(newUp(), newCheck(), newConns(), newSessions(), newRemembered(), newFlush(), newRekey(), newLab(), newVersion())
 	return root
 }
 

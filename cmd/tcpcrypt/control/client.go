@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -20,11 +21,16 @@ import (
 // The routes. What changes something is POST, with its parameters in the query and no
 // body.
 const (
-	PathConns    = "/v1/conns"    // GET; closed=true also lists those that have ended
-	PathConn     = "/v1/conn"     // GET; local=ADDRESS:PORT and remote=ADDRESS:PORT; 404 if there is none
-	PathSessions = "/v1/sessions" // GET
-	PathFlush    = "/v1/flush"    // POST; peer=ADDRESS, all without
+	PathConns      = "/v1/conns"      // GET; closed=true also lists those that have ended
+	PathConn       = "/v1/conn"       // GET; local=ADDRESS:PORT and remote=ADDRESS:PORT; 404 if there is none
+	PathSessions   = "/v1/sessions"   // GET
+	PathRemembered = "/v1/remembered" // GET
+	PathFlush      = "/v1/flush"      // POST; peer=ADDRESS, all without
+	PathRekey      = "/v1/rekey"      // POST; id=N, any number of times, all without
 )
+
+// MaxRekey is how many connections one Client.Rekey may name.
+const MaxRekey = 512
 
 const (
 	maxErrorBody = 4 << 10 // of what a daemon says beside an error status
@@ -91,6 +97,12 @@ func (c *Client) Sessions(ctx context.Context) ([]Session, error) {
 	return list[Session](ctx, c, PathSessions, nil)
 }
 
+// Remembered lists the destinations that the option does not reach. The error is as
+// that of Conns.
+func (c *Client) Remembered(ctx context.Context) ([]Remembered, error) {
+	return list[Remembered](ctx, c, PathRemembered, nil)
+}
+
 // Flush makes the daemon forget the sessions with peer, and what it remembers of peer
 // as a destination; the zero Addr means all peers. Connections go on. The error is as
 // that of Conns.
@@ -101,6 +113,18 @@ func (c *Client) Flush(ctx context.Context, peer netip.Addr) (f Flushed, err err
 	}
 	err = c.ask(ctx, http.MethodPost, PathFlush, query, &f)
 	return f, err
+}
+
+// Rekey gives connections new keys, and makes their peers do the same: those of the
+// ids, at most MaxRekey, or without any all that are open and encrypted. Ids that are
+// not are not counted. The error is as that of Conns.
+func (c *Client) Rekey(ctx context.Context, ids ...uint64) (r Rekeyed, err error) {
+	query := url.Values{}
+	for _, id := range ids {
+		query.Add("id", strconv.FormatUint(id, 10))
+	}
+	err = c.ask(ctx, http.MethodPost, PathRekey, query, &r)
+	return r, err
 }
 
 // list gets an array, which is not nil.

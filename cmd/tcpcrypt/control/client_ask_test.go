@@ -29,11 +29,18 @@ func TestRequests(t *testing.T) {
 			[]Session{{ID: 3, Peer: "192.0.2.1:80", OpenedBy: "us", NextIndex: 2, Expires: at}}},
 		"no sessions": {func(ctx context.Context, c *Client) (any, error) { return c.Sessions(ctx) },
 			"GET /v1/sessions", `[]`, []Session{}},
+		"remembered": {func(ctx context.Context, c *Client) (any, error) { return c.Remembered(ctx) },
+			"GET /v1/remembered", `[{"peer":"192.0.2.1:80","reason":"fallback","until":"2030-01-02T03:04:05Z"}]`,
+			[]Remembered{{Peer: "192.0.2.1:80", Reason: "fallback", Until: at}}},
 		"flush all": {func(ctx context.Context, c *Client) (any, error) { return c.Flush(ctx, netip.Addr{}) },
 			"POST /v1/flush", `{"sessions":2,"remembered":1}`, Flushed{Sessions: 2, Remembered: 1}},
 		"flush one": {func(ctx context.Context, c *Client) (any, error) {
 			return c.Flush(ctx, netip.MustParseAddr("2001:db8::1"))
 		}, "POST /v1/flush?peer=2001%3Adb8%3A%3A1", `{"sessions":0,"remembered":0}`, Flushed{}},
+		"rekey all": {func(ctx context.Context, c *Client) (any, error) { return c.Rekey(ctx) },
+			"POST /v1/rekey", `{"connections":4}`, Rekeyed{4}},
+		"rekey some": {func(ctx context.Context, c *Client) (any, error) { return c.Rekey(ctx, 9, 1<<63) },
+			"POST /v1/rekey?id=9&id=9223372036854775808", `{"connections":1}`, Rekeyed{1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var asked string

@@ -22,4 +22,9 @@ type Conn struct {
 
 	BytesSent     uint64 `json:"bytes_sent"`     // of application data, to the wire peer
 	BytesReceived uint64 `json:"bytes_received"` // of application data, from the wire peer
+
+	// How often the traffic keys of each direction were replaced (RFC 8548, section 3.8).
+	GenerationSent       uint64 `json:"generation_sent"`
+	GenerationReceived   uint64 `json:"generation_received"`
+	PeerApplicationAware bool   `json:"peer_application_aware"` // the peer's application-aware bit (RFC 8547, section 4.2)
 }

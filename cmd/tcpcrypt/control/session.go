@@ -18,8 +18,23 @@ type Session struct {
 	Expires   time.Time `json:"expires"`    // it is erased then
 }
 
+// A Remembered is a destination that the option does not reach: until Until,
+// opportunistic connections there do not offer it. An element of the array that
+// `tcpcrypt remembered --json` prints.
+type Remembered struct {
+	Peer   string    `json:"peer"`   // as "192.0.2.1:80"
+	Reason string    `json:"reason"` // as Conn's
+	Since  time.Time `json:"since"`  // UTC, to the millisecond
+	Until  time.Time `json:"until"`
+}
+
 // Flushed is how much Client.Flush made the daemon forget.
 type Flushed struct {
 	Sessions   int `json:"sessions"`
 	Remembered int `json:"remembered"`
+}
+
+// Rekeyed is how many connections Client.Rekey gave new keys.
+type Rekeyed struct {
+	Connections int `json:"connections"`
 }

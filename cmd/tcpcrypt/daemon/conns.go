@@ -31,26 +31,23 @@ func (d *daemon) list(closed bool) []control.Conn {
 
 // conn is what control.PathConn answers.
 func (d *daemon) conn(local, remote netip.AddrPort) (control.Conn, bool) {
-	if s := d.running(); s != nil {
-		for _, c := range s.Conns(false) {
-			if c.Remote == remote && (c.Local == local || d.deliveredTo(c) == local) {
-				return show(c), true
-			}
-		}
+	s := d.running()
+	if s == nil {
+		return control.Conn{}, false
 	}
-	return control.Conn{}, false
+	c, ok := s.Conn(local, remote)
+	if !ok {
+		return control.Conn{}, false
+	}
+	return show(c), true
 }
 
-// deliveredTo is the address that the service of an inbound connection sees as its own.
-func (d *daemon) deliveredTo(c stack.Conn) netip.AddrPort {
-	switch {
-	case c.Direction != stack.Inbound:
-		return netip.AddrPort{}
-	case c.Local.Addr().Is4():
-		return netip.AddrPortFrom(d.config.Host4, c.Local.Port())
-	default:
-		return netip.AddrPortFrom(d.config.Host6, c.Local.Port())
+// rekey is what control.PathRekey does.
+func (d *daemon) rekey(ids []uint64) (r control.Rekeyed) {
+	if s := d.running(); s != nil {
+		r.Connections = s.Rekey(ids...)
 	}
+	return r
 }
 
 func show(c stack.Conn) control.Conn {
@@ -58,6 +55,8 @@ func show(c stack.Conn) control.Conn {
 		ID: c.ID, Direction: c.Direction.String(), Local: c.Local.String(), Remote: c.Remote.String(),
 		State: c.State.String(), Encrypted: c.Encrypted, Resumed: c.Resumed,
 		BytesSent: c.BytesSent, BytesReceived: c.BytesReceived,
+		GenerationSent: c.GenerationSent, GenerationReceived: c.GenerationReceived,
+		PeerApplicationAware: c.PeerApplicationAware,
 	}
 	if !c.Encrypted {
 		out.Reason = text(string(c.Reason))

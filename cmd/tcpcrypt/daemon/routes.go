@@ -20,7 +20,9 @@ type answerer interface {
 	list(closed bool) []control.Conn
 	conn(local, remote netip.AddrPort) (control.Conn, bool)
 	sessions() []control.Session
+	remembered() []control.Remembered
 	flush(peer netip.Addr) control.Flushed // the zero Addr: all
+	rekey(ids []uint64) control.Rekeyed    // none: all
 }
 
 // A badRequest is what is wrong with a request, and what would be right.
@@ -82,6 +84,7 @@ func routes(a answerer, log *slog.Logger) http.Handler {
 		return c, nil
 	}, "local", "remote")
 	handle("GET "+control.PathSessions, func(url.Values) (any, error) { return a.sessions(), nil })
+	handle("GET "+control.PathRemembered, func(url.Values) (any, error) { return a.remembered(), nil })
 	handle("POST "+control.PathFlush, func(q url.Values) (any, error) {
 		var peer netip.Addr
 		if q.Has("peer") {
@@ -92,6 +95,21 @@ func routes(a answerer, log *slog.Logger) http.Handler {
 		}
 		return a.flush(peer.Unmap()), nil
 	}, "peer")
+	handle("POST "+control.PathRekey, func(q url.Values) (any, error) {
+		if n := len(q["id"]); n > control.MaxRekey {
+			return nil, badRequest(fmt.Sprintf("id: %d of them; want at most %d at once, or none for all connections", n, control.MaxRekey))
+		}
+		var ids []uint64
+		for _, s := range q["id"] {
+			id, err := strconv.ParseUint(s, 10, 64)
+			if err != nil {
+				return nil, badRequest(fmt.Sprintf("id: %q is not the id of a connection; want a number", s))
+			}
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		return a.rekey(slices.Compact(ids)), nil
+	}, "id")
 	return mux
 }
 

@@ -306,7 +306,8 @@ func TestJSONOfAConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden := `[{"id":N,"direction":"outbound","local":"10.1.1.1:N","remote":"10.1.1.2:80","state":"open","encrypted":false,` +
-		`"reason":"no-eno","role":null,"tep":null,"aead":null,"session_id":null,"resumed":false,"bytes_sent":1,"bytes_received":1}]`
+		`"reason":"no-eno","role":null,"tep":null,"aead":null,"session_id":null,"resumed":false,"bytes_sent":1,"bytes_received":1,` +
+		`"generation_sent":0,"generation_received":0,"peer_application_aware":false}]`
 	got := regexp.MustCompile(`"id":\d+`).ReplaceAllString(strings.TrimSpace(string(body)), `"id":N`)
 	got = regexp.MustCompile(`10\.1\.1\.1:\d+`).ReplaceAllString(got, "10.1.1.1:N")
 	if got != golden || resp.Header.Get("Content-Type") != "application/json" {

@@ -23,9 +23,26 @@ func (d *daemon) sessions() []control.Session {
 	return sessions
 }
 
+// remembered is what control.PathRemembered answers.
+func (d *daemon) remembered() []control.Remembered {
+	remembered := []control.Remembered{}
+	if s := d.running(); s != nil {
+		for _, r := range s.Remembered() {
+			remembered = append(remembered, control.Remembered{
+				Peer: r.Peer.String(), Reason: string(r.Reason), Since: stamp(r.Since), Until: stamp(r.Until),
+			})
+		}
+	}
+	return remembered
+}
+
 // flush is what control.PathFlush does.
 func (d *daemon) flush(peer netip.Addr) control.Flushed {
-	return control.Flushed{Sessions: d.cache.Flush(peer)}
+	f := control.Flushed{Sessions: d.cache.Flush(peer)}
+	if s := d.running(); s != nil {
+		f.Remembered = s.Forget(peer)
+	}
+	return f
 }
 
 // stamp is a moment as JSON shows it.
