@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -47,6 +48,9 @@ func (n *Net) Listen(local netip.AddrPort, o ConnOptions) (*Listener, error) {
 	local = netip.AddrPortFrom(addr, local.Port())
 	l := &Listener{net: n, opt: o, closed: make(chan struct{})}
 	if err := l.listen(local); err != nil {
+		if l.isClosed() {
+			err = net.ErrClosed
+		}
 		return nil, opError("listen", "bind", nil, net.TCPAddrFromAddrPort(local), err)
 	}
 	return l, nil
@@ -62,6 +66,8 @@ func (l *Listener) listen(local netip.AddrPort) error {
 	}
 	l.ep = ep
 	l.in.init(&l.queue, waiter.ReadableEvents)
+	// As package net does: connections of an earlier listener do not keep a new one away.
+	ep.SocketOptions().SetReuseAddress(true)
 	if terr := ep.Bind(full(local)); terr != nil {
 		ep.Close()
 		return toError(terr)
@@ -69,9 +75,9 @@ func (l *Listener) listen(local netip.AddrPort) error {
 	bound := addrPort(ep.GetLocalAddress())
 	l.local = netip.AddrPortFrom(local.Addr(), bound.Port())
 	// Known before the first SYN, whose negotiator is looked for here.
-	if !l.net.addListener(l) {
+	if err := l.net.addListener(l); err != nil {
 		ep.Close()
-		return net.ErrClosed
+		return err
 	}
 	if terr := ep.Listen(backlog); terr != nil {
 		l.net.removeListener(l)
@@ -81,14 +87,26 @@ func (l *Listener) listen(local netip.AddrPort) error {
 	return nil
 }
 
-func (n *Net) addListener(l *Listener) bool {
+func (n *Net) addListener(l *Listener) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.listeners == nil {
-		return false
+		return net.ErrClosed
+	}
+	// netstack would let one listen on all addresses beside one on a single address.
+	for other := range n.listeners {
+		if l.local.Port() == other.local.Port() &&
+			(covers(l.local.Addr(), other.local.Addr()) || covers(other.local.Addr(), l.local.Addr())) {
+			return syscall.EADDRINUSE
+		}
 	}
 	n.listeners[l] = struct{}{}
-	return true
+	return nil
+}
+
+// covers reports whether who listens on on listens on a.
+func covers(on, a netip.Addr) bool {
+	return on == a || on.IsUnspecified() && (on.Is6() || a.Is4())
 }
 
 func (n *Net) removeListener(l *Listener) {

@@ -216,23 +216,16 @@ func (e extension) Cookie(c tcp.Conn) error {
 	return nil
 }
 
-// listener returns who listens on a, as the stack's demultiplexer would find it.
+// listener returns who listens on a; two never do.
 func (n *Net) listener(a netip.AddrPort) *Listener {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var found *Listener
 	for l := range n.listeners {
-		if l.local.Port() != a.Port() {
-			continue
-		}
-		switch on := l.local.Addr(); {
-		case on == a.Addr():
+		if l.local.Port() == a.Port() && covers(l.local.Addr(), a.Addr()) {
 			return l
-		case on.IsUnspecified() && (on.Is6() || a.Addr().Is4()) && (found == nil || on.Is4()):
-			found = l
 		}
 	}
-	return found
+	return nil
 }
 
 // A refusal resets a connection before any data.

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"github.com/tcpcrypt/tcpcrypt/stack"
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
@@ -25,6 +26,9 @@ type Security struct {
 	Resumed   bool // keys come from an earlier connection's secret
 
 	PeerApplicationAware bool
+
+	// GenerationSent and GenerationReceived count the rekeyings of each direction so far.
+	GenerationSent, GenerationReceived uint64
 }
 
 // Security waits until it is known what protects the connection, as
@@ -75,6 +79,7 @@ func (c *Conn) security() (Security, error) {
 		}
 		return Security{}, errNoKeys
 	}
+	sent, received := c.secure.Generations()
 	return Security{
 		Encrypted:            true,
 		SessionID:            session.ID(),
@@ -83,7 +88,25 @@ func (c *Conn) security() (Security, error) {
 		Role:                 o.Role,
 		Resumed:              o.Resumed,
 		PeerApplicationAware: o.PeerApplicationAware,
+		GenerationSent:       sent,
+		GenerationReceived:   received,
 	}, nil
+}
+
+// Rekey replaces the keys of both directions: with the next data that is written, or at
+// once if the RFC allows it now (RFC 8548, section 3.8). An error says that the connection
+// is in clear, tcp.ErrNotEncrypted, or that it has ended.
+func (c *Conn) Rekey() error {
+	err := tcp.ErrNotEncrypted
+	if c.isClosed() {
+		err = net.ErrClosed
+	} else if c.secure != nil {
+		err = c.secure.Rekey()
+	}
+	if err != nil {
+		return c.opError("rekey", err)
+	}
+	return nil
 }
 
 // Forget drops from the Cache the session that the connection used or produced, so that
