@@ -20,9 +20,9 @@ func (r *rig) fresh(active bool) *wirepeer.Chain {
 }
 
 // offer opens to us and returns the suboptions that we answer eno with, and the connection.
-func (r *rig) offer(o opts, eno []byte) (*end, []byte) {
+func (r *rig) offer(eno []byte) (*end, []byte) {
 	r.t.Helper()
-	e := r.accept(o, script{ENO: eno})
+	e := r.accept(opts{}, script{ENO: eno})
 	return e, e.ours()[0].ENO()
 }
 
@@ -112,7 +112,7 @@ func TestRFC8548_3_5_UnknownHalfIsAnsweredFresh(t *testing.T) {
 	other := slices.Clone(own)
 	other[8] ^= 1
 	for _, half := range [][]byte{peer, other, make([]byte, 9), chain.Ahead(9).Sub(nil)[1:]} {
-		e, answer := r.offer(opts{}, wirepeer.BuildENO(slices.Concat([]byte{0xa3}, half, make([]byte, 8))...))
+		e, answer := r.offer(wirepeer.BuildENO(slices.Concat([]byte{0xa3}, half, make([]byte, 8))...))
 		if !bytes.Equal(answer, v0) {
 			t.Errorf("half %x: answer %x", half, answer)
 		}
@@ -130,7 +130,7 @@ func TestRFC8548_3_5_OfferOfOddLengthIsFresh(t *testing.T) {
 	r := newRig(t)
 	sub := r.fresh(false).Sub(make([]byte, 9))
 	for _, n := range []int{0, 1, 8, 18} {
-		if _, answer := r.offer(opts{}, wirepeer.BuildENO(sub[:1+n]...)); !bytes.Equal(answer, v0) {
+		if _, answer := r.offer(wirepeer.BuildENO(sub[:1+n]...)); !bytes.Equal(answer, v0) {
 			t.Errorf("%d bytes: answer %x", n, answer)
 		}
 	}
@@ -150,7 +150,7 @@ func TestRFC8548_3_5_SecretNeverUsedTwice(t *testing.T) {
 		if !e.s.Resumed {
 			t.Fatal("not resumed")
 		}
-		if _, answer := r.offer(opts{}, eno); !bytes.Equal(answer, v0) {
+		if _, answer := r.offer(eno); !bytes.Equal(answer, v0) {
 			t.Errorf("replay: answer %x", answer)
 		}
 	})
@@ -181,7 +181,7 @@ func TestRFC8548_3_5_SecretNeverUsedTwice(t *testing.T) {
 		}
 		half.Reset()
 		_ = l.Close()
-		if _, answer := r.offer(opts{}, eno); !bytes.Equal(answer, v0) {
+		if _, answer := r.offer(eno); !bytes.Equal(answer, v0) {
 			t.Errorf("afterwards: answer %x", answer)
 		}
 		if e := r.open(false, opts{}, script{}, config{Resume: chain.Ahead(1)}); !e.s.Resumed {
@@ -197,7 +197,7 @@ func TestRFC8548_3_5_SecretNeverUsedTwice(t *testing.T) {
 			t.Fatal("8 ahead: not resumed")
 		}
 		for n := range 9 {
-			if _, answer := r.offer(opts{}, config{Resume: chain.Ahead(n)}.Offer()); !bytes.Equal(answer, v0) {
+			if _, answer := r.offer(config{Resume: chain.Ahead(n)}.Offer()); !bytes.Equal(answer, v0) {
 				t.Errorf("i+%d: answer %x", n, answer)
 			}
 		}
@@ -213,7 +213,7 @@ func TestRFC8548_3_5_SecretNeverUsedTwice(t *testing.T) {
 		if e.talk(); !e.s.Resumed {
 			t.Fatal("not resumed")
 		}
-		if _, answer := r.offer(opts{}, config{Resume: chain}.Offer()); !bytes.Equal(answer, v0) {
+		if _, answer := r.offer(config{Resume: chain}.Offer()); !bytes.Equal(answer, v0) {
 			t.Errorf("answer %x", answer)
 		}
 	})
@@ -296,7 +296,7 @@ func TestRFC8548_3_5_PassiveNeverResumesUnasked(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.fresh(false)
-	if _, answer := r.offer(opts{}, wirepeer.BuildENO(0x23)); !bytes.Equal(answer, v0) {
+	if _, answer := r.offer(wirepeer.BuildENO(0x23)); !bytes.Equal(answer, v0) {
 		t.Errorf("answer %x", answer)
 	}
 }

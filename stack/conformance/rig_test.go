@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/goleak"
 	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -77,7 +76,7 @@ func newRig(t *testing.T) *rig {
 				return
 			}
 			p := nstack.NewPacketBuffer(nstack.PacketBufferOptions{Payload: buffer.MakeWithData(slices.Clone(b[:n]))})
-			ch.InjectInbound(tcpip.NetworkProtocolNumber(header.IPv4ProtocolNumber), p)
+			ch.InjectInbound(header.IPv4ProtocolNumber, p)
 			p.DecRef()
 		}
 	})
