@@ -217,3 +217,9 @@ func ofService(c conn) bool {
 	ap, err := netip.ParseAddrPort(at)
 	return err == nil && ap.Port() == servicePort
 }
+
+// unbox takes all rulesets out of the router.
+func (n *network) unbox(t *testing.T) {
+	t.Helper()
+	n.onRouter(t, "nft", "flush", "ruleset")
+}

@@ -196,6 +196,9 @@ type conn struct {
 	Resumed       bool
 	BytesSent     int64
 	BytesReceived int64
+
+	GenerationSent, GenerationReceived uint64 // how often the keys were changed
+	PeerApplicationAware               bool
 }
 
 func (c *conn) UnmarshalJSON(b []byte) error {
@@ -207,6 +210,7 @@ func (c *conn) UnmarshalJSON(b []byte) error {
 		"id": &c.ID, "direction": &c.Direction, "local": &c.Local, "remote": &c.Remote, "state": &c.State,
 		"encrypted": &c.Encrypted, "reason": &c.Reason, "role": &c.Role, "tep": &c.TEP, "aead": &c.AEAD,
 		"session_id": &c.SessionID, "resumed": &c.Resumed, "bytes_sent": &c.BytesSent, "bytes_received": &c.BytesReceived,
+		"generation_sent": &c.GenerationSent, "generation_received": &c.GenerationReceived, "peer_application_aware": &c.PeerApplicationAware,
 	} {
 		raw, there := fields[name]
 		if !there {

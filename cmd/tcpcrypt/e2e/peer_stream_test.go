@@ -26,9 +26,15 @@ type connector func(t *testing.T, script wirepeer.Script) party
 // bothRoles runs the test with the daemon as A and as B.
 func bothRoles(t *testing.T, test func(t *testing.T, connect connector)) {
 	t.Helper()
+	bothRolesWith(t, everything(opportunistic, everyAlgorithm), test)
+}
+
+// bothRolesWith is bothRoles with that configuration.
+func bothRolesWith(t *testing.T, config string, test func(t *testing.T, connect connector)) {
+	t.Helper()
 	t.Run("daemon is A", func(t *testing.T) {
 		t.Parallel()
-		o := newOutbound(t, everything(opportunistic, everyAlgorithm))
+		o := newOutbound(t, config)
 		test(t, func(t *testing.T, script wirepeer.Script) party {
 			t.Helper()
 			app, s := o.encrypted(t, script, wirepeer.Config{})
@@ -37,7 +43,7 @@ func bothRoles(t *testing.T, test func(t *testing.T, connect connector)) {
 	})
 	t.Run("daemon is B", func(t *testing.T) {
 		t.Parallel()
-		in := newInbound(t, everything(opportunistic, everyAlgorithm))
+		in := newInbound(t, config)
 		test(t, func(t *testing.T, script wirepeer.Script) party {
 			t.Helper()
 			app, s := in.encrypted(t, script, wirepeer.Config{})
