@@ -250,6 +250,25 @@ func TestKeepAliveOff(t *testing.T) {
 	}
 }
 
+// TestResumes: any rule that encrypts and resumes counts, and no other.
+func TestResumes(t *testing.T) {
+	for doc, want := range map[string]bool{
+		"[[inbound]]\nports = ['1']\n":                                                true,
+		"[[inbound]]\nports = ['1']\nresumption = false\n":                            false,
+		"[[inbound]]\nports = ['1']\npolicy = 'bypass'\n":                             false,
+		"[[outbound]]\nto = ['10.0.0.0/8']\n":                                         true,
+		"[[outbound]]\nto = ['10.0.0.0/8']\npolicy = 'bypass'\n":                      false,
+		"[[outbound]]\nto = ['10.0.0.0/8']\nresumption = false\n":                     false,
+		"[crypto]\nresumption = false\n[[outbound]]\nto = ['10.0.0.0/8']\n":           false,
+		"[crypto]\nresumption = false\n[[inbound]]\nports = ['1']\nresumption = true": true,
+	} {
+		c, problems := Parse("f", []byte(doc))
+		if len(problems) > 0 || c.Resumes() != want {
+			t.Errorf("%q: problems %v, want resumes %v", doc, problems, want)
+		}
+	}
+}
+
 // TestEnds: both ends of each range are right.
 func TestEnds(t *testing.T) {
 	for _, doc := range []string{

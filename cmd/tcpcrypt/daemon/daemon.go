@@ -30,8 +30,7 @@ type Options struct {
 // it and that all is as before. The line "ready" is logged once everything stands,
 // and no line before has that word.
 func Run(ctx context.Context, o Options) error {
-	d := &daemon{o: o, log: o.Log, conns: make(chan struct{})}
-	d.cache = tcpcrypt.NewCache(tcpcrypt.CacheOptions{Entries: o.Config.Crypto.Sessions, Age: o.Config.Crypto.SessionAge})
+	d := newDaemon(o)
 	err := d.start(ctx)
 	switch {
 	case err == nil:
@@ -71,6 +70,10 @@ type daemon struct {
 	stack  *stack.Stack
 	cache  *tcpcrypt.Cache
 	conns  chan struct{} // closed once stack is set, or never will be
+}
+
+func newDaemon(o Options) *daemon {
+	return &daemon{o: o, log: o.Log, conns: make(chan struct{}), cache: tcpcrypt.NewCache(cacheOptions(o.Config.Crypto))}
 }
 
 // start sets everything up, in the order of routing's package comment.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/config"
 	"github.com/tcpcrypt/tcpcrypt/routing"
 	"github.com/tcpcrypt/tcpcrypt/stack"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
@@ -32,6 +33,10 @@ func (d *daemon) stackOptions(link *tun.Endpoint, flows []routing.Flow) stack.Op
 		Cache:       d.cache,
 		Log:         d.log,
 	}
+}
+
+func cacheOptions(c config.Crypto) tcpcrypt.CacheOptions {
+	return tcpcrypt.CacheOptions{Entries: c.Sessions, Age: c.SessionAge}
 }
 
 func (d *daemon) crypto() tcpcrypt.Options {
