@@ -12,7 +12,6 @@ import (
 
 func TestRFC8548_4_1_ExactInit(t *testing.T) {
 	both(t, func(t *testing.T, active bool) {
-		t.Helper()
 		e := newRig(t).open(active, crypto(tcpcrypt.Options{AEADs: tcpcrypt.AEADs()}), script{}, config{})
 		e.talk()
 		b := e.stream()
@@ -29,7 +28,6 @@ func TestRFC8548_4_1_ExactInit(t *testing.T) {
 // TestRFC8548_4_1_LastByteOfInitIsPushed: also where the message needs several segments.
 func TestRFC8548_4_1_LastByteOfInitIsPushed(t *testing.T) {
 	both(t, func(t *testing.T, active bool) {
-		t.Helper()
 		for _, mss := range []uint16{1460, 60} {
 			e := newRig(t).open(active, opts{}, script{MSS: mss}, config{})
 			e.talk()
@@ -48,7 +46,6 @@ func TestRFC8548_4_1_LastByteOfInitIsPushed(t *testing.T) {
 
 func TestRFC8548_4_1_IgnoredBytesAreSkippedAndHashed(t *testing.T) {
 	both(t, func(t *testing.T, active bool) {
-		t.Helper()
 		newRig(t).open(active, opts{}, script{}, config{InitTail: bytes.Repeat([]byte{0x15}, 3000)}).talk()
 	})
 }
