@@ -252,13 +252,14 @@ func (s *SecureEndpoint) bury() {
 	}
 	s.dead = true
 	s.serviceMu.Lock()
-	for _, t := range []tcpip.Timer{s.serviceTimer, s.lingerTimer} {
+	for _, t := range []tcpip.Timer{s.serviceTimer, s.lingerTimer, s.holdTimer} {
 		if t != nil {
 			t.Stop()
 		}
 	}
-	s.serviceTimer, s.lingerTimer, s.serviceOver = nil, nil, true
+	s.serviceTimer, s.lingerTimer, s.holdTimer, s.serviceOver = nil, nil, nil, true
 	s.serviceMu.Unlock()
+	s.endLiveness()
 	s.in.plain, s.in.prefix, s.in.n, s.in.want = nil, nil, 0, 0
 	if s.in.buf != nil {
 		clear(s.in.buf.b)

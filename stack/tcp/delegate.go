@@ -16,6 +16,9 @@ func (s *SecureEndpoint) Read(dst io.Writer, opts tcpip.ReadOptions) (tcpip.Read
 	for {
 		switch mode(s.x.mode.Load()) {
 		case modePlain:
+			if s.x.watched.Load() {
+				return s.readWatched(dst, opts)
+			}
 			res, err := s.inner.Read(dst, opts)
 			if !opts.Peek {
 				s.received.Add(uint64(res.Count))
@@ -109,6 +112,12 @@ func (s *SecureEndpoint) Readiness(mask waiter.EventMask) waiter.EventMask {
 		}
 		if s.out.ended.Load() {
 			r |= mask & waiter.WritableEvents
+		}
+		return r
+	case modePlain:
+		r := s.inner.Readiness(mask)
+		if r&waiter.ReadableEvents != 0 && s.x.watched.Load() && s.inner.EndpointState().connected() && !s.readableWatched() {
+			r &^= waiter.ReadableEvents
 		}
 		return r
 	default:

@@ -12,6 +12,8 @@ var (
 	ErrTruncated        = errors.New("tcp: the stream ended before its last record")
 	ErrAfterEnd         = errors.New("tcp: bytes after the last record")
 	ErrHandshakeTimeout = errors.New("tcp: the key exchange took too long")
+	ErrMisled           = errors.New("tcp: the peer takes the connection as encrypted, and it is not")
+	ErrPeerDead         = errors.New("tcp: the peer does not answer")
 )
 
 // Error is the tcpip.Error of a connection that was aborted because its protection

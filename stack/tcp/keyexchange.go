@@ -43,6 +43,7 @@ func (s *SecureEndpoint) keyExchange(session Session) {
 	case shut != 0:
 		s.shutdownEncrypted(shut)
 	}
+	s.startLiveness()
 	if rekey && !closed {
 		_ = s.Rekey() // too late if the stream was shut down meanwhile
 	}

@@ -51,6 +51,12 @@ type endpointExtension struct {
 	// finSent says that FIN left with data, before the sender came to it.
 	finSent bool
 
+	misleading misleading
+	watched    atomic.Bool  // misleading.start may come
+	heldBytes  atomic.Int64 // how many that may be of it were withheld last
+
+	window peerWindow
+
 	mtu         uint32         // cap on the path MTU, with IP header; 0 for none
 	timeWait    *time.Duration // instead of the stack's
 	reopeningBy *segment       // a SYN that may end our TIME-WAIT
@@ -78,6 +84,8 @@ func (x *endpointExtension) decide(h *handshake, s *segment) tcpip.Error {
 		return x.fail(abortError(err), err).tcp
 	case session == nil:
 		x.emitting = false
+		x.misleading.start = x.neg.Misled()
+		x.watched.Store(len(x.misleading.start) > 0)
 		x.mode.Store(uint32(modePlain))
 	default:
 		x.session = session
@@ -88,6 +96,7 @@ func (x *endpointExtension) decide(h *handshake, s *segment) tcpip.Error {
 		if x.emitting && x.nonSYN == nil {
 			x.nonSYN = x.neg.NonSYNOption()
 		}
+		x.window.watch = true
 		x.encrypted.Store(true)
 		x.mode.Store(uint32(modeKeying))
 	}
@@ -175,7 +184,11 @@ func (e *Endpoint) handleSegmentLocked(s *segment) (cont bool, err tcpip.Error) 
 			e.snd.catchUpWithFIN()
 		}
 	}
-	return e.handleSegmentLockedUpstream(s)
+	cont, err = e.handleSegmentLockedUpstream(s)
+	if x := e.ext; x != nil && x.window.watch {
+		x.window.note(e.snd.SndWnd, x.owner)
+	}
+	return cont, err
 }
 
 // beyondHandshake says whether s is acceptable and carries data or FIN or

@@ -28,6 +28,7 @@ type inbound struct {
 	plain  []byte        // opened and not yet read; aliases buf
 	last   bool          // the peer's last record was opened
 	taken  atomic.Uint64 // bytes taken out of TCP, ever
+	opened atomic.Uint64 // records, ever
 
 	// pending says, for Readiness, that a Read would return data or the end.
 	pending atomic.Bool
@@ -143,6 +144,7 @@ func (s *SecureEndpoint) nextRecord() tcpip.Error {
 	if err != nil {
 		return s.failRecord(err)
 	}
+	in.opened.Add(1)
 	in.n, in.want = 0, 0
 	in.plain, in.last = data, last
 	return nil

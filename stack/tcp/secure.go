@@ -50,6 +50,7 @@ type SecureEndpoint struct {
 	serviceSeen   atomic.Uint64 // in.taken when the timer was started
 	serviceOver   bool          // guarded by serviceMu, as are the timers
 	lingerTimer   tcpip.Timer
+	holdTimer     tcpip.Timer // of a misleading stream
 	lastErrorRead atomic.Bool
 
 	mu sync.Mutex
@@ -68,6 +69,8 @@ type SecureEndpoint struct {
 	dead bool
 
 	sent, received atomic.Uint64
+
+	live liveness
 }
 
 // AsSecure returns ep as a SecureEndpoint if it is one.

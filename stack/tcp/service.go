@@ -78,6 +78,9 @@ func (s *SecureEndpoint) openAhead() {
 		more, err = s.nextData()
 		news = len(in.plain) > 0 || err != nil && !wouldBlock(err) && !wasLast
 		s.releaseInbound()
+	} else if !s.dead && s.x.failure.Load() == nil {
+		s.openBehind()
+		s.releaseInbound()
 	}
 	in.mu.Unlock()
 	if news {
@@ -86,4 +89,68 @@ func (s *SecureEndpoint) openAhead() {
 	if more {
 		s.startService(0)
 	}
+}
+
+// aheadMax is how much plaintext is held, in bytes, so that records behind it can be
+// opened. A peer whose question waits behind less than this does not see by our window
+// that nobody reads.
+const aheadMax = 8 << 10
+
+// openBehind opens whole records behind plaintext that nobody reads, as long as there is
+// little of it: one of them may want an answer. Called with in.mu held.
+func (s *SecureEndpoint) openBehind() {
+	in := &s.in
+	headerLen := s.codec.HeaderLen()
+	for range serviceRecords {
+		if in.last || !s.arrived(headerLen) {
+			return
+		}
+		for in.n < headerLen {
+			n, err := s.take(in.header[in.n:headerLen])
+			if err != nil {
+				return // a Read finds it again
+			}
+			in.n += n
+		}
+		want, err := s.codec.RecordLen(in.header[:headerLen])
+		if err != nil {
+			_ = s.failRecord(err)
+			return
+		}
+		in.want = max(want, headerLen)
+		have := len(in.plain)
+		if have+in.want > aheadMax || !s.arrived(in.want) {
+			return
+		}
+		b := getRecordBuffer(have + in.want)
+		copy(b.b, in.plain)
+		record := b.b[have : have+in.want]
+		copy(record, in.header[:headerLen])
+		for in.n < in.want {
+			n, err := s.take(record[in.n:])
+			if err != nil {
+				// TCP has failed meanwhile, and the rest of the record is gone with it.
+				b.put()
+				_ = s.streamEnd(err)
+				return
+			}
+			in.n += n
+		}
+		data, last, err := s.codec.Open(record)
+		if err != nil {
+			b.put()
+			_ = s.failRecord(err)
+			return
+		}
+		in.opened.Add(1)
+		in.n, in.want = 0, 0
+		n := copy(record, data)
+		in.buf.put()
+		in.buf, in.plain, in.last = b, b.b[:have+n], last
+	}
+}
+
+// arrived says whether n bytes of the current record are there. Called with in.mu held.
+func (s *SecureEndpoint) arrived(n int) bool {
+	return s.in.n+len(s.in.prefix)+s.inner.receiveBufferUsed() >= n
 }

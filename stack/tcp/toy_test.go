@@ -253,7 +253,7 @@ func (c *toyCodec) Seal(dst, data []byte, last bool) ([]byte, error) {
 		flags |= toyLast
 	}
 	ahead := c.local.Load() > c.remote.Load()
-	if c.Owed() > 0 || c.rekey.Load() && !(ahead && len(data) == 0) {
+	if c.Owed() > 0 || c.rekey.Load() && (!ahead || len(data) > 0) {
 		c.rekey.Store(false)
 		c.local.Add(1)
 		flags |= toyRekey
