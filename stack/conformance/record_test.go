@@ -346,3 +346,34 @@ func TestRFC8548_3_9_TCPKeepAliveIsAnswered(t *testing.T) {
 		e.talk()
 	})
 }
+
+// TestRFC8548_3_8_InitiatesOnRequest: at once, in an empty frame, and not again in one
+// before the peer has answered.
+func TestRFC8548_3_8_InitiatesOnRequest(t *testing.T) {
+	both(t, func(t *testing.T, active bool) {
+		e := newRig(t).open(active, opts{}, script{}, config{})
+		if err := e.app.Rekey(); err != nil {
+			t.Fatal(err)
+		}
+		if f := e.frame(); !f.Rekey || len(f.Data) != 0 {
+			t.Fatalf("%+v", f)
+		}
+		if err := e.app.Rekey(); err != nil { // waits for data, or for the answer
+			t.Fatal(err)
+		}
+		e.write("x")
+		if f := e.frame(); !f.Rekey || string(f.Data) != "x" {
+			t.Errorf("%+v", f)
+		}
+		e.s.Send(frame{Rekey: true})
+		e.s.Send(frame{Rekey: true, Data: []byte("y")})
+		e.read("y")
+		e.write("z") // nothing is owed
+		if f := e.frame(); f.Rekey || string(f.Data) != "z" {
+			t.Errorf("%+v", f)
+		}
+		if sec := e.security(); sec.GenerationSent != 2 || sec.GenerationReceived != 2 {
+			t.Errorf("generations %d, %d; want 2, 2", sec.GenerationSent, sec.GenerationReceived)
+		}
+	})
+}

@@ -340,3 +340,23 @@ func TestRFC8548_3_5_MSSStaysBesideTheIdentifier(t *testing.T) {
 		}
 	})
 }
+
+// TestRFC8548_3_5_ApplicationFlushes what the connection produced, or resumed.
+func TestRFC8548_3_5_ApplicationFlushes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	e := r.open(false, opts{}, script{}, config{})
+	if e.talk(); !e.app.Forget() {
+		t.Error("nothing to forget of a fresh session")
+	}
+	if _, answer := r.offer(config{Resume: e.s.Chain(), TEPs: []wirepeer.TEP{wirepeer.Curve25519}}.Offer()); !bytes.Equal(answer, v0) {
+		t.Errorf("answer %x", answer)
+	}
+	e = r.open(false, opts{}, script{}, config{Resume: r.fresh(false)})
+	if e.talk(); !e.s.Resumed || !e.app.Forget() {
+		t.Error("nothing to forget of a resumed session")
+	}
+	if _, answer := r.offer(config{Resume: e.s.Chain(), TEPs: []wirepeer.TEP{wirepeer.Curve25519}}.Offer()); !bytes.Equal(answer, v0) {
+		t.Errorf("answer %x", answer)
+	}
+}
