@@ -8,9 +8,11 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 	"github.com/tcpcrypt/tcpcrypt/tun"
 )
@@ -149,5 +151,19 @@ func TestFallback(t *testing.T) {
 	}
 	if syns != 3 {
 		t.Errorf("%d SYNs, want 3", syns)
+	}
+}
+
+func TestKeepAliveFindsADeadPeer(t *testing.T) {
+	path := &armed{f: func([]byte) []byte { return nil }} // the peer hears nothing any more
+	a, b := pair(t, tun.PipeOptions{AToB: path.hook})
+	keep := ConnOptions{KeepAlive: tcp.KeepAlive{Idle: time.Second, Interval: time.Second, Count: 2}}
+	ca, cb := join(t, a, b, keep, ConnOptions{})
+	security(t, cb)
+	path.on.Store(true)
+	for range 2 {
+		if _, err := ca.Read(make([]byte, 1)); !errors.Is(err, tcp.ErrPeerDead) {
+			t.Errorf("Read = %v, want ErrPeerDead", err)
+		}
 	}
 }

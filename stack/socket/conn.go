@@ -68,6 +68,9 @@ func (c *Conn) use(ep tcpip.Endpoint) {
 // connected is called when the connection stands.
 func (c *Conn) connected() {
 	c.local, c.remote = addrPort(c.ep.GetLocalAddress()), addrPort(c.ep.GetRemoteAddress())
+	if c.opt.KeepAlive != (tcp.KeepAlive{}) {
+		c.keepAlive(c.opt.KeepAlive)
+	}
 }
 
 // abandon ends a connection that nobody will have.
@@ -287,6 +290,40 @@ func (c *Conn) SetLinger(seconds int) error {
 		Timeout: time.Duration(max(seconds, 0)) * time.Second,
 	})
 	return nil
+}
+
+// SetKeepAlive sets when an idle connection is probed, the zero value never, and so how
+// soon a peer that vanished is found dead. An encrypted connection is probed by rekeying,
+// which nobody can answer in the peer's place, and then fails with tcp.ErrPeerDead.
+func (c *Conn) SetKeepAlive(k tcp.KeepAlive) error {
+	if c.isClosed() {
+		return c.opError("set", net.ErrClosed)
+	}
+	c.keepAlive(k)
+	return nil
+}
+
+func (c *Conn) keepAlive(k tcp.KeepAlive) {
+	if c.secure != nil {
+		c.secure.SetKeepAlive(k)
+		return
+	}
+	on := k.Idle > 0
+	if on {
+		if k.Interval <= 0 {
+			k.Interval = k.Idle
+		}
+		k.Count = max(k.Count, 1)
+		idle, interval := tcpip.KeepaliveIdleOption(k.Idle), tcpip.KeepaliveIntervalOption(k.Interval)
+		for _, terr := range []tcpip.Error{
+			c.ep.SetSockOpt(&idle), c.ep.SetSockOpt(&interval), c.ep.SetSockOptInt(tcpip.KeepaliveCountOption, k.Count),
+		} {
+			if terr != nil {
+				return // TCP has ended: there is nothing to keep
+			}
+		}
+	}
+	c.ep.SocketOptions().SetKeepAlive(on)
 }
 
 // LocalAddr implements net.Conn; it is a *net.TCPAddr, also after Close.

@@ -49,6 +49,8 @@ type ConnOptions struct {
 	NoResume bool // neither offer nor accept resumption
 	NoKeep   bool // keep nothing of the connection for a later one
 
+	KeepAlive tcp.KeepAlive // see Conn.SetKeepAlive; the zero value is off
+
 	// Local is the address and port to dial from. The zero value lets the stack choose,
 	// as does a port of 0. A listener ignores it.
 	Local netip.AddrPort
