@@ -54,7 +54,7 @@ func TestParallelOpens(t *testing.T) {
 // TestParallelClaims: of one chain, in both directions at once, each secret goes to one
 // hand. Sessions come and go meanwhile.
 func TestParallelClaims(t *testing.T) {
-	c := newTestCache(t, CacheOptions{Entries: 8})
+	c := newTestCache(t, CacheOptions{PerPeer: 3})
 	a, b := chainEnds(Curve25519, AES128GCM)
 	put(t, c, peerOne, true, a)
 	var mu sync.Mutex

@@ -175,7 +175,17 @@ func TestFIN(t *testing.T) {
 	if err := b.Opener().EndOfStream(); !errors.Is(err, ErrAfterFIN) {
 		t.Errorf("EndOfStream after that: %v", err)
 	}
-	pass(t, b, a, []byte("the other direction goes on"), Flags{})
+	pass(t, b, a, []byte("the other direction goes on"), Flags{FIN: true})
+	b.sealer.err = nil // a peer that breaks the rule
+	after, err := b.Sealer().Seal(nil, []byte("more"), Flags{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := a.Opener().Open(after); !errors.Is(err, ErrAfterFIN) || got.Data != nil {
+		t.Errorf("a frame after the last: %+v, %v", got, err)
+	}
+	a, b = sessions(t, Options{}, Options{}, 1000)
+	pass(t, b, a, []byte("no last frame"), Flags{})
 	if err := a.Opener().EndOfStream(); !errors.Is(err, ErrTruncated) {
 		t.Errorf("EndOfStream without FINp: %v", err)
 	}
