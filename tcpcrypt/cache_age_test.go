@@ -69,6 +69,8 @@ func TestCacheAgeWithoutTimer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := NewCache(CacheOptions{Age: time.Minute})
 			defer c.Close()
+			first, _ := chainEnds(P521, AES128GCM)
+			put(t, c, peerTwo, false, first)
 			a, b := chainEnds(Curve25519, AES128GCM)
 			own, _ := a.Halves()
 			id := put(t, c, peerOne, true, b)
