@@ -34,6 +34,7 @@ var renames = []rename{
 	{"handshake", "transitionToStateEstablishedLocked", "the decision on the first ACK"},
 	{"Endpoint", "handleSegmentLocked", "when to stop sending the option"},
 	{"listenContext", "createConnectingEndpoint", "a passive open, with the peer's SYN"},
+	{"Endpoint", "handleListenSegment", "no warning in the log that a peer can trigger"},
 	{"", "calculateAdvertisedMSS", "the advertised MSS, by path and not by NIC alone"},
 	{"sender", "updateMaxPayloadSize", "a path MTU update loses all that is in flight"},
 	{"sender", "postXmit", "a timer as long as something is unacknowledged"},

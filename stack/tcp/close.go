@@ -266,11 +266,30 @@ func (s *SecureEndpoint) bury() {
 		s.in.buf.put()
 		s.in.buf = nil
 	}
+	s.wipeLocked()
+	s.cancel(errAborted)
+}
+
+// wipe ends the session of a connection that has failed, which its owner may not close
+// for long. What was opened already can still be read.
+func (s *SecureEndpoint) wipe() {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	s.wipeLocked()
+}
+
+// wipeLocked closes the session, once. Called with in.mu and out.mu held.
+func (s *SecureEndpoint) wipeLocked() {
+	if s.wiped {
+		return
+	}
+	s.wiped = true
 	s.inner.LockUser()
 	session := s.x.session
 	s.inner.UnlockUser()
 	if session != nil {
 		session.Close()
 	}
-	s.cancel(errAborted)
 }

@@ -80,7 +80,6 @@ type liveness struct {
 	target  uint64       // the generation that the peer's answer reaches
 	opened  uint64       // records opened when it was asked
 	askedTo seqnum.Value // where our stream ended then
-	rcvNxt  seqnum.Value // where the peer's did
 	tcp     bool         // TCP's keep-alive runs meanwhile
 }
 
@@ -235,7 +234,7 @@ func (s *SecureEndpoint) livenessStep() livenessAct {
 	s.tcpMeanwhile(false)
 	sent, received := s.codec.Generations()
 	l.asking, l.since, l.opened = true, now, s.in.opened.Load()
-	l.askedTo, l.rcvNxt = v.sndNxt, v.rcvNxt
+	l.askedTo = v.sndNxt
 	if l.target = sent; sent > received {
 		return livenessWait // asked already, by a rekeying of the application's
 	}
@@ -281,7 +280,9 @@ func (s *SecureEndpoint) excused(v view, opened uint64) bool {
 	case v.shut:
 		return true // the answer has no room
 	default:
-		return v.rcvNxt != l.rcvNxt && s.inner.receiveBufferUsed() > 0 // it waits to be opened
+		// What waits to be opened may be an answer, even if it came before we asked: of
+		// two questions that cross each answers the other.
+		return s.inner.receiveBufferUsed() > 0
 	}
 }
 

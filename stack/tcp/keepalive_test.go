@@ -16,11 +16,12 @@ import (
 
 func newReader(n int) *bytes.Reader { return bytes.NewReader(random(n)) }
 
-// often is a keep-alive that finds a dead peer in 100 ms.
-var often = tcp.KeepAlive{Idle: 20 * time.Millisecond, Interval: 20 * time.Millisecond, Count: 4}
+// often is a keep-alive that finds a dead peer in half a second, which is longer than a
+// busy machine keeps a live one from answering.
+var often = tcp.KeepAlive{Idle: 20 * time.Millisecond, Interval: 125 * time.Millisecond, Count: 4}
 
-// many is many times as long as it takes often to find a dead peer.
-const many = 600 * time.Millisecond
+// many is several times as long as it takes often to find a dead peer.
+const many = 2 * time.Second
 
 // forLong waits while nothing happens, and fails if c fails.
 func forLong(t *testing.T, conns ...*tcptest.Conn) {
@@ -103,6 +104,7 @@ func TestKeepAliveSparesPausedReaders(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p := tcptest.New(t, opts(new(toy), new(toy)))
 			e := connect(t, p)
 			total := write(t, e.active)

@@ -237,6 +237,18 @@ func (l *listenContext) createConnectingEndpoint(s *segment, rcvdSynOpts header.
 	return n, nil
 }
 
+// handleListenSegment wraps upstream's, whose caller logs each error: that a cookie's
+// connection was refused is no news, and its peer may repeat it.
+//
+// +checklocks:e.mu
+func (e *Endpoint) handleListenSegment(ctx *listenContext, s *segment) tcpip.Error {
+	err := e.handleListenSegmentUpstream(ctx, s)
+	if _, ours := err.(*Error); ours {
+		return nil
+	}
+	return err
+}
+
 // cleanupLocked wraps upstream's, through which every endpoint goes that ends.
 //
 // +checklocks:e.mu

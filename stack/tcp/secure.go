@@ -43,7 +43,7 @@ type SecureEndpoint struct {
 	cancel context.CancelCauseFunc
 
 	// service opens records and sends what is owed when nobody reads or writes. It
-	// runs in a timer's goroutine and never waits.
+	// runs in a timer's goroutine and waits for nothing but a lock.
 	serviceMu     sync.Mutex
 	serviceTimer  tcpip.Timer
 	serviceArmed  atomic.Bool
@@ -67,6 +67,8 @@ type SecureEndpoint struct {
 	// dead says that secrets and buffers are gone. Guarded by in.mu and out.mu: who
 	// writes holds both.
 	dead bool
+	// wiped says that the session's secrets are gone. Guarded as dead is.
+	wiped bool
 
 	sent, received atomic.Uint64
 
@@ -279,6 +281,9 @@ func (s *SecureEndpoint) Transferred() (sent, received uint64) {
 func (s *SecureEndpoint) fail(tcp tcpip.Error, cause error) tcpip.Error {
 	f := s.x.fail(tcp, cause)
 	s.reset(f.tcp)
+	if s.x.is(modeEncrypted) {
+		s.startService(0) // which wipes: our caller may hold a lock of the record layer
+	}
 	return f.tcp
 }
 

@@ -61,6 +61,10 @@ func (s *SecureEndpoint) serve() {
 		s.startService(serviceDelay) // somebody reads, but not all of it yet
 	}
 	s.payOwed()
+	if s.x.failure.Load() != nil {
+		s.endLiveness()
+		s.wipe()
+	}
 }
 
 // openAhead opens records up to the next one with data, if no data waits and nobody
