@@ -52,15 +52,15 @@ const resetCheck = 20 * time.Millisecond
 // own (15 s), so this one only guards against a fault of ours.
 const encryptTime = 60 * time.Second
 
-// Keep-alive finds legs whose other end vanished without a word. On the wire it stays
-// under the idle time-outs of common NATs only by accident: traffic is not the aim.
+// Keep-alive finds legs whose other end vanished without a word. On the wire these are
+// the defaults, see Options.KeepAlive.
 const (
 	hostKeepaliveIdle     = 5 * time.Minute
 	hostKeepaliveInterval = 30 * time.Second
 	hostKeepaliveCount    = 4
-	wireKeepaliveIdle     = 15 * time.Minute
-	wireKeepaliveInterval = 75 * time.Second
-	wireKeepaliveCount    = 9
+	wireKeepaliveIdle     = 5 * time.Minute
+	wireKeepaliveInterval = 30 * time.Second
+	wireKeepaliveCount    = 4
 )
 
 // Socket buffers are limits, not allocations: netstack holds what has arrived or is

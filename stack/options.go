@@ -9,6 +9,7 @@ import (
 
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
@@ -78,6 +79,11 @@ type Options struct {
 	Existing []Flow // at most maxFlows are kept
 
 	NoRACK bool // recover from loss by SACK alone, without RACK's timers
+
+	// KeepAlive is how wire peers are found to be dead: encrypted ones by rekeying, others
+	// by TCP's keep-alive. The zero value is after 5 minutes, and 4 times 30 seconds; a
+	// negative Idle is never.
+	KeepAlive tcp.KeepAlive
 
 	Limits Limits // zero fields are the defaults of limits.go
 

@@ -187,9 +187,7 @@ func (s *Stack) establish(c *conn, neg *ENO) {
 	if e.reason == reasonFallback && !c.shunned {
 		s.failed(c, reasonFallback)
 	}
-	if !e.encrypted {
-		keepAlive(c.wire.ep, wireKeepaliveIdle, wireKeepaliveInterval, wireKeepaliveCount)
-	}
+	setKeepAlive(c.wire.ep, s.opt.KeepAlive)
 	c.start()
 	if e.encrypted {
 		timer := time.NewTimer(encryptTime)

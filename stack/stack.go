@@ -76,6 +76,12 @@ func New(o Options) (*Stack, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	switch {
+	case o.KeepAlive == (tcp.KeepAlive{}):
+		o.KeepAlive = tcp.KeepAlive{Idle: wireKeepaliveIdle, Interval: wireKeepaliveInterval, Count: wireKeepaliveCount}
+	case o.KeepAlive.Idle < 0:
+		o.KeepAlive = tcp.KeepAlive{}
+	}
 	if o.MTU == 0 {
 		o.MTU = o.Link.MTU()
 	}

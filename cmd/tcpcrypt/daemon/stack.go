@@ -3,10 +3,12 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/config"
 	"github.com/tcpcrypt/tcpcrypt/routing"
 	"github.com/tcpcrypt/tcpcrypt/stack"
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 	"github.com/tcpcrypt/tcpcrypt/tun"
 )
@@ -31,8 +33,18 @@ func (d *daemon) stackOptions(link *tun.Endpoint, flows []routing.Flow) stack.Op
 		Listening:   d.listening,
 		Existing:    existing,
 		Cache:       d.cache,
+		KeepAlive:   keepAlive(d.o.Config.Crypto.KeepAlive),
 		Log:         d.log,
 	}
+}
+
+// keepAlive is how a connection's peer is found to be dead that is idle for so long; 0:
+// it is not looked for. Four answers may stay away, a tenth of the time apart.
+func keepAlive(idle time.Duration) tcp.KeepAlive {
+	if idle == 0 {
+		return tcp.KeepAlive{Idle: -1} // the zero value is the stack's default
+	}
+	return tcp.KeepAlive{Idle: idle, Interval: min(max(idle/10, time.Second), 30*time.Second), Count: 4}
 }
 
 func cacheOptions(c config.Crypto) tcpcrypt.CacheOptions {

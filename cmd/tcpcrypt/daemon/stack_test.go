@@ -11,6 +11,7 @@ import (
 	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
 	"github.com/tcpcrypt/tcpcrypt/routing"
 	"github.com/tcpcrypt/tcpcrypt/stack"
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
 	"github.com/tcpcrypt/tcpcrypt/tcpcrypt"
 )
 
@@ -73,6 +74,21 @@ resumption = false
 	}
 	if got, want := cacheOptions(c.Crypto), (tcpcrypt.CacheOptions{Entries: 7, Age: 2 * time.Minute}); got != want {
 		t.Errorf("cache %+v, want %+v", got, want)
+	}
+}
+
+// TestKeepAlive: the interval is a tenth of the idle time, within bounds.
+func TestKeepAlive(t *testing.T) {
+	for idle, want := range map[time.Duration]tcp.KeepAlive{
+		0:               {Idle: -1},
+		time.Second:     {Idle: time.Second, Interval: time.Second, Count: 4},
+		time.Minute:     {Idle: time.Minute, Interval: 6 * time.Second, Count: 4},
+		5 * time.Minute: {Idle: 5 * time.Minute, Interval: 30 * time.Second, Count: 4},
+		24 * time.Hour:  {Idle: 24 * time.Hour, Interval: 30 * time.Second, Count: 4},
+	} {
+		if got := keepAlive(idle); got != want {
+			t.Errorf("%v: %+v, want %+v", idle, got, want)
+		}
 	}
 }
 
