@@ -279,16 +279,18 @@ func (e *ENO) established(s *tcpcrypt.Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.session = s
-	switch {
-	case e.o.Cache == nil || e.o.NoKeep && !s.Resumed():
-		if next != nil {
-			next.Wipe()
+	if e.o.Cache != nil && !e.o.NoKeep {
+		if !s.Resumed() {
+			e.chain = e.o.Cache.Put(e.o.Peer, e.o.Active, next)
 		}
-	case e.o.NoKeep:
+		return
+	}
+	if next != nil {
+		next.Wipe()
+	}
+	if e.chain != 0 { // it resumed
 		e.o.Cache.Drop(e.chain)
 		e.chain = 0
-	case !s.Resumed():
-		e.chain = e.o.Cache.Put(e.o.Peer, e.o.Active, next)
 	}
 }
 

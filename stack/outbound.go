@@ -209,11 +209,9 @@ func (s *Stack) establish(c *conn, neg *ENO) {
 	s.logOpen(c, e)
 }
 
-// failed notes that ENO did not reach c's destination.
+// failed notes that ENO did not reach c's destination. The policy is opportunistic: under
+// require no connection gets so far.
 func (s *Stack) failed(c *conn, why tcpcrypt.Reason) {
-	if c.rule.Policy != Opportunistic {
-		return
-	}
 	if until, news := s.memory.fail(c.remote, why, time.Now()); news {
 		s.log.Warn("encryption does not get through: offering none for a while", slog.Uint64("conn", c.id),
 			slog.Any("remote", c.remote), slog.String("reason", string(why)), slog.Time("until", until))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,4 +175,25 @@ func withOption(packet, option []byte) []byte {
 	out.SetChecksum(0)
 	out.SetChecksum(^out.CalculateChecksum())
 	return out
+}
+
+// A connection that is encrypted shows that ENO gets through.
+func TestSuccessBetweenFailuresClears(t *testing.T) {
+	l, a, b := relayPair(t, Rule{})
+	b.serve(t, b.h4, 80, echo)
+	at := netip.AddrPortFrom(b.addr4, 80)
+	var drop atomic.Bool
+	l.onWire(func(packet []byte) bool {
+		_, dst, seg, ok := parseTCP(packet)
+		return !ok || dst != at || !drop.Load() || enoOf(header.TCP(seg)) == nil
+	})
+	for i, lost := range []bool{true, false, true} {
+		drop.Store(lost)
+		exchange(t, a.mustDial(t, at), []byte("hello"))
+		noConnsLeft(t, a, b)
+		waitFor(t, "it is logged", func() bool { return a.lastConn(t).Encrypted != lost })
+		if r := a.relay.Remembered(); len(r) != 0 {
+			t.Fatalf("remembered after %d: %+v", i+1, r)
+		}
+	}
 }
