@@ -27,7 +27,7 @@ const (
 	MaxKeySeconds = 3600
 )
 
-// A Cache's bounds unless its options say otherwise. A session takes about 2 KiB in it:
+// A Cache's bounds unless its options say otherwise. A session takes about 1 KiB in it:
 // a peer pays a whole key exchange for each.
 const (
 	defaultCacheEntries = 4096
