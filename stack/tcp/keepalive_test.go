@@ -75,7 +75,7 @@ func TestKeepAliveFindsDeadPeer(t *testing.T) {
 		if g := generations(e.active); g[0] != 1 {
 			t.Errorf("silent=%v: asked %d times, want once", silent, g[0])
 		}
-		if _, err := e.active.Read(make([]byte, 1)); err == nil || err == io.EOF {
+		if _, err := e.active.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 			t.Errorf("silent=%v: read: %v", silent, err)
 		}
 		e.close()
@@ -87,6 +87,7 @@ func TestKeepAliveFindsDeadPeer(t *testing.T) {
 func TestKeepAliveSparesPausedReaders(t *testing.T) {
 	for name, write := range map[string]func(*testing.T, *tcptest.Conn) int{
 		"100 kB": func(t *testing.T, c *tcptest.Conn) int {
+			t.Helper()
 			if _, err := c.Write(random(100_000)); err != nil {
 				t.Error(err)
 			}
@@ -94,6 +95,7 @@ func TestKeepAliveSparesPausedReaders(t *testing.T) {
 		},
 		"full": fill,
 		"a little": func(t *testing.T, c *tcptest.Conn) (total int) {
+			t.Helper()
 			for range 3 {
 				if _, err := c.Write(random(100)); err != nil {
 					t.Error(err)

@@ -63,7 +63,7 @@ func TestMisled(t *testing.T) {
 			}
 			b := make([]byte, 100)
 			n, err := s.Read(b)
-			if n != 0 || err == nil || err == io.EOF {
+			if n != 0 || err == nil || errors.Is(err, io.EOF) {
 				t.Errorf("read %q, %v", b[:n], err)
 			}
 			if err := s.Secure().Err(); !errors.Is(err, tcp.ErrMisled) {
@@ -135,7 +135,7 @@ func TestNotMisled(t *testing.T) {
 				t.Errorf("read %q, %v, want %q", got, err, want)
 			}
 			if tt.end {
-				if n, err := e.server.Read(got); err != io.EOF {
+				if n, err := e.server.Read(got); !errors.Is(err, io.EOF) {
 					t.Errorf("read %d, %v, want the end", n, err)
 				}
 			}
