@@ -168,8 +168,21 @@ func (s *Stack) dialLocal(c *conn, port uint16, timeout <-chan time.Time) error 
 	defer c.host.queue.EventUnregister(&entry)
 	service := fullAddress(hostNIC, netip.AddrPortFrom(host, port))
 	err = ep.Connect(service)
-	if _, taken := err.(*tcpip.ErrBadLocalAddress); taken && s.endTimeWait(c.remote, service) {
-		err = ep.Connect(service)
+	for end := time.Now().Add(localPortTime); time.Now().Before(end); err = ep.Connect(service) {
+		if _, taken := err.(*tcpip.ErrBadLocalAddress); !taken {
+			break
+		}
+		if s.endTimeWait(c.remote, service) {
+			continue
+		}
+		// The old connection's local leg ends a little later than its wire side did.
+		select {
+		case <-time.After(localPortCheck):
+		case <-timeout:
+			return errLocalTimeout
+		case <-s.stop:
+			return errStopped
+		}
 	}
 	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
 		return tcpipError(err)

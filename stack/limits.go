@@ -34,6 +34,13 @@ const (
 // (a full accept queue drops SYNs).
 const localDialTime = 30 * time.Second
 
+// A client that gives its port to a new connection at once waits so long for the local
+// leg of the old one to end, which is looked at every localPortCheck.
+const (
+	localPortTime  = time.Second
+	localPortCheck = 2 * time.Millisecond
+)
+
 // handshakeTime bounds a handshake that we answer: time for SYN-ACKs after 0, 1, 3 and 7
 // seconds. netstack would go on for two minutes, which forged SYNs would make their own.
 const handshakeTime = 10 * time.Second

@@ -79,7 +79,7 @@ func TestPortsAreUsedAgainAtOnce(t *testing.T) {
 		t.Parallel()
 		in := newInbound(t, everything(opportunistic, ""))
 		local := netip.AddrPortFrom(peerAddr(false, 1), 12345)
-		for range 5 {
+		for range 50 {
 			peer, err := in.peers.Dial(soon(t), local, netip.AddrPortFrom(in.b.Addr4(), 80), wirepeer.Script{ENO: wirepeer.Config{}.Offer()})
 			if err != nil {
 				t.Fatal(err)
@@ -95,10 +95,8 @@ func TestPortsAreUsedAgainAtOnce(t *testing.T) {
 			if _, err := s.ReadData(soon(t), -1); err != nil {
 				t.Fatal(err)
 			}
+			// The next SYN is right behind our FIN: the local leg may not have ended yet.
 			s.Send(wirepeer.Frame{FIN: true})
-			if err := peer.Drained(soon(t)); err != nil {
-				t.Fatal(err)
-			}
 			peer.Forget()
 		}
 	})
