@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tcpcrypt/tcpcrypt/cmd/tcpcrypt/control"
 	"github.com/tcpcrypt/tcpcrypt/routing"
