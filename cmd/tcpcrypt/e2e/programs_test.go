@@ -169,7 +169,14 @@ func TestIperf3(t *testing.T) {
 		if len(args) > 0 && args[0] == "-6" {
 			addr = n.b.Addr6().String()
 		}
-		out := n.a.run(t, "iperf3", append([]string{"-c", addr, "-n", "50M"}, args...)...)
+		var out string
+		eventually(t, "iperf3's server is done with the test before", func() (err error) {
+			out, err = n.a.try(t, "iperf3", append([]string{"-c", addr, "-n", "50M"}, args...)...)
+			if err != nil && !strings.Contains(out, "server is busy") {
+				t.Fatalf("iperf3 %v: %v\n%s", args, err, out)
+			}
+			return err
+		})
 		if !strings.Contains(out, "iperf Done.") {
 			t.Errorf("iperf3 %v:\n%s", args, out)
 		}
