@@ -198,7 +198,7 @@ func TestBypassedConnectionNeverReachesNetstack(t *testing.T) {
 			if st.InBypassed < 100 {
 				t.Errorf("%d packets bypassed, want hundreds", st.InBypassed)
 			}
-			if how != "refused" && (st.OutPackets != st.InBypassed || st.OutSuperSegments != st.InSuperSegments) {
+			if how != "refused" && (st.InBypassed-st.OutPackets > 1 || st.InSuperSegments-st.OutSuperSegments > 1) {
 				t.Errorf("of %d packets bypassed, %d were written; of %d super-segments, %d", st.InBypassed, st.OutPackets, st.InSuperSegments, st.OutSuperSegments)
 			}
 			if how == "refused" && (st.Fallbacks < st.InSuperSegments || st.OutSegments == 0) {

@@ -57,7 +57,7 @@ func TestKeepAliveFindsDeadPeer(t *testing.T) {
 	for _, silent := range []bool{true, false} {
 		p := tcptest.New(t, opts(new(toy), new(toy)))
 		e := connect(t, p)
-		e.exchange(t, 1000)
+		// Nothing was exchanged: a window that was larger once would excuse the peer.
 		if silent {
 			p.SetHook(func(*tcptest.Packet) []*tcptest.Packet { return nil })
 		} else {
