@@ -21,3 +21,6 @@ func PayloadSize(s *SecureEndpoint) int {
 
 // PayOwed sends what the peer is owed, if nobody else is writing.
 func PayOwed(s *SecureEndpoint) { s.payOwed() }
+
+// Quiet says whether all that was sent is acknowledged.
+func Quiet(s *SecureEndpoint) bool { return !s.look().queued }

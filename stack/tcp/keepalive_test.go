@@ -57,7 +57,9 @@ func TestKeepAliveFindsDeadPeer(t *testing.T) {
 	for _, silent := range []bool{true, false} {
 		p := tcptest.New(t, opts(new(toy), new(toy)))
 		e := connect(t, p)
-		// Nothing was exchanged: a window that was larger once would excuse the peer.
+		e.exchange(t, 1000)
+		// Who waits for an acknowledgement leaves the asking to TCP, which takes minutes.
+		waitFor(t, e.active.Queue, func() bool { return tcp.Quiet(e.active.Secure()) })
 		if silent {
 			p.SetHook(func(*tcptest.Packet) []*tcptest.Packet { return nil })
 		} else {
@@ -67,7 +69,11 @@ func TestKeepAliveFindsDeadPeer(t *testing.T) {
 		entry, ch := waiter.NewChannelEntry(waiter.EventErr | waiter.EventHUp)
 		e.active.Queue.EventRegister(&entry)
 		e.active.Secure().SetKeepAlive(often)
-		<-ch
+		select {
+		case <-ch:
+		case <-time.After(tcptest.Patience):
+			t.Fatalf("silent=%v: still taken for alive", silent)
+		}
 		e.active.Queue.EventUnregister(&entry)
 		if err := e.active.Secure().Err(); !errors.Is(err, tcp.ErrPeerDead) {
 			t.Errorf("silent=%v: Err() = %v, want %v", silent, err, tcp.ErrPeerDead)
