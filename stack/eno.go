@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,11 +44,9 @@ type ENO struct {
 
 	mu      sync.Mutex
 	n       *tcpcrypt.Negotiation
-	session *tcpcrypt.Session   // after the key exchange; guarded by mu
-	offer   *tcpcrypt.Resumable // active: claimed for the SYN, n's; guarded by mu
-	offered bool                // it was in the SYN; guarded by mu
-	chain   uint64              // guarded by mu
-	silent  bool                // the key exchange ended before the peer's first byte; guarded by mu
+	session *tcpcrypt.Session // after the key exchange; guarded by mu
+	chain   uint64            // guarded by mu
+	silent  bool              // the key exchange ended before the peer's first byte; guarded by mu
 }
 
 // NewNegotiator returns what negotiates for a connection. It claims the session that an
@@ -65,8 +62,8 @@ func NewNegotiator(o NegotiatorOptions) (*ENO, error) {
 		o.Offer, o.Lookup = nil, nil
 	case o.Cache != nil && o.Active:
 		o.Offer = o.Cache.Claim(o.Peer, o.Options)
-		if e.offer = o.Offer; e.offer != nil {
-			e.chain = e.offer.Chain()
+		if o.Offer != nil {
+			e.chain = o.Offer.Chain()
 		}
 	case o.Cache != nil:
 		// Called by n, so under mu.
@@ -129,15 +126,7 @@ func (e *ENO) SYNOption(space, unanswered int) []byte {
 	if unanswered >= synsWithENO && !e.o.Require {
 		e.n.Withdraw()
 	}
-	var half [tcpcrypt.IdentifierHalfLen]byte
-	if e.offer != nil {
-		half, _ = e.offer.Halves()
-	}
-	option := e.n.SYNOption(space)
-	if e.offer != nil && !e.offered {
-		e.offered = bytes.Contains(option, half[:]) // without room for it it was left out
-	}
-	return option
+	return e.n.SYNOption(space)
 }
 
 // ReceiveSYN implements tcp.Negotiator.
@@ -171,7 +160,7 @@ func (e *ENO) settleChain(o tcpcrypt.Outcome) {
 	if o.Resumed {
 		return
 	}
-	if e.offered && o.Reason != tcpcrypt.ReasonFallback {
+	if e.n.Offered() && e.chain != 0 && o.Reason != tcpcrypt.ReasonFallback {
 		e.o.Cache.Drop(e.chain)
 	}
 	e.chain = 0

@@ -169,9 +169,13 @@ func TestENOKeepsWhatThePeerDidNotDecline(t *testing.T) {
 // A connection that ends before its keys are there leaves no secret, at any point.
 func TestENOAbandonErases(t *testing.T) {
 	ca, cp := freshENO(t)
-	a := newENOEnd(t, NegotiatorOptions{Active: true, Cache: ca})
+	offer := ca.Claim(ca.Sessions()[0].Peer, tcpcrypt.Options{})
+	a := newENOEnd(t, NegotiatorOptions{Active: true, Options: tcpcrypt.Options{Offer: offer}})
+	if own, _ := offer.Halves(); own == [tcpcrypt.IdentifierHalfLen]byte{} {
+		t.Fatal("nothing to offer")
+	}
 	a.Abandon()
-	if own, _ := a.offer.Halves(); own != [tcpcrypt.IdentifierHalfLen]byte{} {
+	if own, _ := offer.Halves(); own != [tcpcrypt.IdentifierHalfLen]byte{} {
 		t.Error("an offer that no SYN had is there still")
 	}
 	a, p := newENOEnd(t, NegotiatorOptions{Active: true, Cache: ca}), newENOEnd(t, NegotiatorOptions{Cache: cp})

@@ -54,7 +54,7 @@ func (s *Stack) acceptIn(r *tcp.ForwarderRequest) {
 		s.logFailure(c)
 		return
 	}
-	keepAlive(c.host.ep, hostKeepaliveIdle, hostKeepaliveInterval, hostKeepaliveCount)
+	tcp.SetKeepAlive(c.host.ep, hostKeepAlive)
 	s.establish(c, p.neg)
 }
 

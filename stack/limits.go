@@ -1,6 +1,10 @@
 package stack
 
-import "time"
+import (
+	"time"
+
+	"github.com/tcpcrypt/tcpcrypt/stack/tcp"
+)
 
 // Everything a program, a peer or an attacker could grow, in one place.
 const (
@@ -59,15 +63,11 @@ const resetCheck = 20 * time.Millisecond
 // own (15 s), so this one only guards against a fault of ours.
 const encryptTime = 60 * time.Second
 
-// Keep-alive finds legs whose other end vanished without a word. On the wire these are
-// the defaults, see Options.KeepAlive.
-const (
-	hostKeepaliveIdle     = 5 * time.Minute
-	hostKeepaliveInterval = 30 * time.Second
-	hostKeepaliveCount    = 4
-	wireKeepaliveIdle     = 5 * time.Minute
-	wireKeepaliveInterval = 30 * time.Second
-	wireKeepaliveCount    = 4
+// Keep-alive finds legs whose other end vanished without a word. wireKeepAlive is the
+// default, see Options.KeepAlive.
+var (
+	hostKeepAlive = tcp.KeepAlive{Idle: 5 * time.Minute, Interval: 30 * time.Second, Count: 4}
+	wireKeepAlive = hostKeepAlive
 )
 
 // Socket buffers are limits, not allocations: netstack holds what has arrived or is

@@ -33,17 +33,3 @@ func TuneTCP(n *nstack.Stack, noRACK bool) error {
 	}
 	return nil
 }
-
-// setKeepAlive sets how ep's peer is found to be dead: if ep is encrypted by what only the
-// peer can answer, else by TCP's keep-alive. An Idle of 0 is never.
-func setKeepAlive(ep tcpip.Endpoint, k tcp.KeepAlive) {
-	se, secure := tcp.AsSecure(ep)
-	switch {
-	case secure:
-		se.SetKeepAlive(k)
-	case k.Idle <= 0:
-		ep.SocketOptions().SetKeepAlive(false)
-	default:
-		keepAlive(ep, k.Idle, k.Interval, k.Count)
-	}
-}

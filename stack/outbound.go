@@ -60,7 +60,7 @@ func (s *Stack) dialOut(r *tcp.ForwarderRequest) {
 	r.Complete(v == refuse)
 	s.syns.remove(p, port)
 	if v == accept {
-		keepAlive(c.host.ep, hostKeepaliveIdle, hostKeepaliveInterval, hostKeepaliveCount)
+		tcp.SetKeepAlive(c.host.ep, hostKeepAlive)
 		s.establish(c, neg)
 		return
 	}
@@ -187,7 +187,7 @@ func (s *Stack) establish(c *conn, neg *ENO) {
 	if e.reason == reasonFallback && !c.shunned {
 		s.failed(c, reasonFallback)
 	}
-	setKeepAlive(c.wire.ep, s.opt.KeepAlive)
+	tcp.SetKeepAlive(c.wire.ep, s.opt.KeepAlive)
 	c.start()
 	if e.encrypted {
 		timer := time.NewTimer(encryptTime)
@@ -261,16 +261,4 @@ func localPort(ep tcpip.Endpoint) uint16 {
 		return 0
 	}
 	return a.Port
-}
-
-func keepAlive(ep tcpip.Endpoint, idle, interval time.Duration, count int) {
-	i, n := tcpip.KeepaliveIdleOption(idle), tcpip.KeepaliveIntervalOption(interval)
-	for _, err := range []tcpip.Error{
-		ep.SetSockOpt(&i), ep.SetSockOpt(&n), ep.SetSockOptInt(tcpip.KeepaliveCountOption, count),
-	} {
-		if err != nil {
-			return // the endpoint is gone already
-		}
-	}
-	ep.SocketOptions().SetKeepAlive(true)
 }

@@ -78,7 +78,7 @@ func New(o Options) (*Stack, error) {
 	}
 	switch {
 	case o.KeepAlive == (tcp.KeepAlive{}):
-		o.KeepAlive = tcp.KeepAlive{Idle: wireKeepaliveIdle, Interval: wireKeepaliveInterval, Count: wireKeepaliveCount}
+		o.KeepAlive = wireKeepAlive
 	case o.KeepAlive.Idle < 0:
 		o.KeepAlive = tcp.KeepAlive{}
 	}

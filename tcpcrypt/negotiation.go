@@ -296,6 +296,9 @@ func (n *Negotiation) choose() choice {
 	})
 }
 
+// Offered reports whether our SYN offers to resume Options.Offer: it does not without room.
+func (n *Negotiation) Offered() bool { return n.offer != nil && n.mine.raw != nil }
+
 // resumable is the session that we offered or accepted to resume.
 func (n *Negotiation) resumable() *Resumable {
 	if n.active {

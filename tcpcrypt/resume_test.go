@@ -125,6 +125,15 @@ func TestOfferThatIsNotMade(t *testing.T) {
 		if r.secret != nil {
 			t.Errorf("%s: the secret is still there", name)
 		}
+		if n.Offered() {
+			t.Errorf("%s: offered", name)
+		}
+	}
+	r, _ := knownSessions(t, Options{})
+	n := mustNegotiation(t, Options{Offer: r}, true)
+	before := n.Offered()
+	if n.SYNOption(40); before || !n.Offered() {
+		t.Errorf("offered before the SYN: %v, after it: %v", before, n.Offered())
 	}
 }
 

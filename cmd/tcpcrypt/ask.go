@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,6 +32,19 @@ func (a *asker) flags(cmd *cobra.Command, jsonUsage string, check func() error) 
 }
 
 func (a *asker) client() *control.Client { return &control.Client{Socket: a.socket} }
+
+// show prints what get lists, as JSON or by table, which is given the time.
+func show[T any](cmd *cobra.Command, a *asker, get func(context.Context) ([]T, error), table func(io.Writer, []T, time.Time) error) error {
+	all, err := get(cmd.Context())
+	switch {
+	case err != nil:
+		return failed(cmd, err)
+	case a.asJSON:
+		return writeJSON(cmd.OutOrStdout(), all)
+	default:
+		return table(cmd.OutOrStdout(), all, time.Now())
+	}
+}
 
 // failed adds to an error of the client's what to do about it.
 func failed(cmd *cobra.Command, err error) error {

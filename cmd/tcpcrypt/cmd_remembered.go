@@ -25,14 +25,7 @@ Look here when a peer that does tcpcrypt is reached in clear; flush PEER makes t
   sudo tcpcrypt flush 203.0.113.5`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			remembered, err := ask.client().Remembered(cmd.Context())
-			if err != nil {
-				return failed(cmd, err)
-			}
-			if ask.asJSON {
-				return writeJSON(cmd.OutOrStdout(), remembered)
-			}
-			return writeRemembered(cmd.OutOrStdout(), remembered, time.Now())
+			return show(cmd, &ask, ask.client().Remembered, writeRemembered)
 		},
 	}
 	ask.flags(cmd, "print a JSON array", nil)

@@ -28,14 +28,7 @@ memory only, and gone when the daemon stops.`,
   sudo tcpcrypt sessions --json | jq -r '.[].peer'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			sessions, err := ask.client().Sessions(cmd.Context())
-			if err != nil {
-				return failed(cmd, err)
-			}
-			if ask.asJSON {
-				return writeJSON(cmd.OutOrStdout(), sessions)
-			}
-			return writeSessions(cmd.OutOrStdout(), sessions, time.Now())
+			return show(cmd, &ask, ask.client().Sessions, writeSessions)
 		},
 	}
 	ask.flags(cmd, "print a JSON array", nil)

@@ -69,7 +69,7 @@ func (c *Conn) use(ep tcpip.Endpoint) {
 func (c *Conn) connected() {
 	c.local, c.remote = addrPort(c.ep.GetLocalAddress()), addrPort(c.ep.GetRemoteAddress())
 	if c.opt.KeepAlive != (tcp.KeepAlive{}) {
-		c.keepAlive(c.opt.KeepAlive)
+		tcp.SetKeepAlive(c.ep, c.opt.KeepAlive)
 	}
 }
 
@@ -299,31 +299,8 @@ func (c *Conn) SetKeepAlive(k tcp.KeepAlive) error {
 	if c.isClosed() {
 		return c.opError("set", net.ErrClosed)
 	}
-	c.keepAlive(k)
+	tcp.SetKeepAlive(c.ep, k)
 	return nil
-}
-
-func (c *Conn) keepAlive(k tcp.KeepAlive) {
-	if c.secure != nil {
-		c.secure.SetKeepAlive(k)
-		return
-	}
-	on := k.Idle > 0
-	if on {
-		if k.Interval <= 0 {
-			k.Interval = k.Idle
-		}
-		k.Count = max(k.Count, 1)
-		idle, interval := tcpip.KeepaliveIdleOption(k.Idle), tcpip.KeepaliveIntervalOption(k.Interval)
-		for _, terr := range []tcpip.Error{
-			c.ep.SetSockOpt(&idle), c.ep.SetSockOpt(&interval), c.ep.SetSockOptInt(tcpip.KeepaliveCountOption, k.Count),
-		} {
-			if terr != nil {
-				return // TCP has ended: there is nothing to keep
-			}
-		}
-	}
-	c.ep.SocketOptions().SetKeepAlive(on)
 }
 
 // LocalAddr implements net.Conn; it is a *net.TCPAddr, also after Close.

@@ -49,19 +49,28 @@ func (s *SecureEndpoint) SetKeepAlive(k KeepAlive) {
 		s.startLivenessLocked()
 		return
 	}
-	s.setTCPKeepAlive(l.opt)
+	setTCPKeepAlive(s.inner, l.opt)
+}
+
+// SetKeepAlive is SecureEndpoint.SetKeepAlive of ep, an endpoint of this package. Of one
+// for which nothing was negotiated it is TCP's keep-alive.
+func SetKeepAlive(ep tcpip.Endpoint, k KeepAlive) {
+	if s, ok := AsSecure(ep); ok {
+		s.SetKeepAlive(k)
+		return
+	}
+	setTCPKeepAlive(ep, k.withDefaults())
 }
 
 // setTCPKeepAlive sets TCP's own.
-func (s *SecureEndpoint) setTCPKeepAlive(k KeepAlive) {
-	e := s.inner
+func setTCPKeepAlive(ep tcpip.Endpoint, k KeepAlive) {
 	if k.Idle > 0 {
 		idle, interval := tcpip.KeepaliveIdleOption(k.Idle), tcpip.KeepaliveIntervalOption(k.Interval)
-		_ = e.SetSockOpt(&idle) // none of them can fail
-		_ = e.SetSockOpt(&interval)
-		_ = e.SetSockOptInt(tcpip.KeepaliveCountOption, k.Count)
+		_ = ep.SetSockOpt(&idle) // none of them can fail
+		_ = ep.SetSockOpt(&interval)
+		_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, k.Count)
 	}
-	e.SocketOptions().SetKeepAlive(k.Idle > 0)
+	ep.SocketOptions().SetKeepAlive(k.Idle > 0)
 }
 
 // liveness is what is known of an encrypted connection's peer. Its mu comes before the
@@ -118,7 +127,7 @@ func (s *SecureEndpoint) startLiveness() {
 	s.live.mu.Lock()
 	defer s.live.mu.Unlock()
 	if s.live.opt.Idle > 0 {
-		s.setTCPKeepAlive(KeepAlive{})
+		setTCPKeepAlive(s.inner, KeepAlive{})
 		s.startLivenessLocked()
 	}
 }
@@ -159,9 +168,9 @@ func (s *SecureEndpoint) tcpMeanwhile(on bool) {
 		if on {
 			k := l.opt
 			k.Interval = max(k.Interval, minTCPInterval)
-			s.setTCPKeepAlive(k)
+			setTCPKeepAlive(s.inner, k)
 		} else {
-			s.setTCPKeepAlive(KeepAlive{})
+			setTCPKeepAlive(s.inner, KeepAlive{})
 		}
 	}
 }
