@@ -108,6 +108,9 @@ func (s *Stack) dialWire(c *conn, p *pending, neg *ENO) (v verdict, icmp icmpErr
 				return accept, icmp
 			}
 		case legFailed:
+			if neg.encrypts() {
+				return accept, icmp // it stood, and what became of it is the program's to see
+			}
 			return s.explainDial(c, p, ep.LastError())
 		case legOpening:
 		}
@@ -216,6 +219,15 @@ func (s *Stack) failed(c *conn, why tcpcrypt.Reason) {
 		s.log.Warn("encryption does not get through: offering none for a while", slog.Uint64("conn", c.id),
 			slog.Any("remote", c.remote), slog.String("reason", string(why)), slog.Time("until", until))
 	}
+}
+
+// encrypts reports whether encryption was agreed on, whatever came of it. e may be nil.
+func (e *ENO) encrypts() bool {
+	if e == nil {
+		return false
+	}
+	o, _ := e.Outcome()
+	return o.Encrypted
 }
 
 // cut reports whether the key exchange that failed on ep, which we opened, looks as if
