@@ -89,7 +89,7 @@ func TestPausedDownloadIsNotADeadPeer(t *testing.T) {
 	n.servicePorts(t)
 	n.daemonsUnder(t, opportunistic, opportunistic, askEvery2s)
 	client, service := n.pairOf(t, false)
-	const size = 20_000_000 // more than all buffers on the way
+	const size = 150_000_000 // more than all buffers on the way: four of 8 MiB in the stacks, and the kernels'
 	sent := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(service, stream(size))
