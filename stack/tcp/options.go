@@ -129,6 +129,15 @@ func layOut(opts header.TCPSynOptions, option []byte) []byte {
 // +checklocks:e.mu
 func (e *Endpoint) makeOptions(sackBlocks []header.SACKBlock) []byte {
 	x := e.ext
+	if e.protocol.ext != nil && len(sackBlocks) == 0 && e.rcv != nil && e.rcv.pendingRcvdSegments.Len() > 0 {
+		// Upstream tells in ESTABLISHED alone what it has received. After a half-close
+		// most data may be still to come, and be lost.
+		switch e.EndpointState() {
+		case StateFinWait1, StateFinWait2:
+			sackBlocks = e.sack.Blocks[:e.sack.NumBlocks]
+		default:
+		}
+	}
 	if x == nil || !x.emitting {
 		return e.makeOptionsUpstream(sackBlocks)
 	}
